@@ -1,0 +1,60 @@
+"""The outermost layer: request ids, the last resort for unexpected errors, and the count of answers.
+
+Plain ASGI, since Starlette's BaseHTTPMiddleware costs a task and a queue for every request.
+"""
+
+import re
+import uuid
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from control_plane.api.problem import unexpected_response
+from control_plane.telemetry.metrics import HTTP_REQUESTS
+
+log = structlog.get_logger()
+
+_VALID_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class RequestEnvelope:
+    """Gives each request its id, and each answer `X-Request-ID`; turns what nobody caught into a fixed 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection; anything other than HTTP passes through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).setdefault("X-Request-ID", request_id)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            log.exception(
+                "unexpected_error", request_id=request_id, path=scope["path"], method=scope["method"]
+            )
+            if status == 0:
+                await unexpected_response(request_id, scope["path"])(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            HTTP_REQUESTS.labels(scope["method"] if route != "unmatched" else "ANY", route, str(status)).inc()
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            return value.decode("ascii") if _VALID_ID.fullmatch(value) else str(uuid.uuid4())
+    return str(uuid.uuid4())

@@ -1,0 +1,37 @@
+"""What the routers may use: built once in the application's lifespan, handed over in the request's state."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from starlette.requests import HTTPConnection
+
+from control_plane.inference.predictor import Predictor
+from control_plane.models.cache import ModelCache
+from control_plane.models.operations import ModelOperations
+from control_plane.models.registry import ModelRegistry
+from control_plane.settings import Settings
+from control_plane.store.redis import RedisStore
+from control_plane.triton.client import TritonClient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """The application's parts, in dependency order."""
+
+    settings: Settings
+    triton: TritonClient
+    redis: RedisStore
+    registry: ModelRegistry
+    cache: ModelCache
+    operations: ModelOperations
+    predictor: Predictor
+
+
+def resources_of(connection: HTTPConnection) -> Resources:
+    """The resources that the lifespan put into the connection's state."""
+    return cast("Resources", connection.state.resources)
+
+
+def request_id_of(connection: HTTPConnection) -> str:
+    """The request's id, as the middleware set it."""
+    return cast("str", connection.state.request_id)

@@ -1,0 +1,9 @@
+"""`app` for any ASGI server: `uvicorn control_plane.asgi:app`.
+
+Talks to the Triton and the Redis of the settings, and starts neither; `python -m control_plane serve` does that.
+"""
+
+from control_plane.app import create_app
+from control_plane.settings import load_settings
+
+app = create_app(load_settings())

@@ -1,0 +1,1 @@
+"""Which versions exist, which are loaded, and how they come and go."""

@@ -1,0 +1,206 @@
+"""Triton's gRPC service, as coroutines: inference, health, and the model repository API.
+
+Builds the protobuf messages itself, since `tritonclient`'s wrapper classes cost more than the call on small
+tensors; the messages and the stub are tritonclient's. Every call has a deadline. Foreign errors leave this module as
+`control_plane.errors` only.
+
+Source: https://github.com/kserve/open-inference-protocol (inference, health) and Triton's
+`protocol/extension_model_repository.md` (index, load, unload).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from control_plane.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidInput,
+    ModelNotReady,
+    TritonUnavailable,
+)
+
+_MAX_MESSAGE_BYTES = 512 * 1024 * 1024
+_CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A killed Triton comes back within seconds: gRPC's default back-off would wait up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+_DTYPES: dict[str, npt.DTypeLike] = {
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "FP16": np.float16,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "BOOL": np.bool_,
+}
+_DATATYPES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexEntry:
+    """A row of Triton's repository index: READY, LOADING, UNLOADING, UNAVAILABLE or "" (never loaded)."""
+
+    name: str
+    state: str
+    reason: str
+
+
+class TritonClient:
+    """One multiplexed gRPC channel. Make it with `connect`."""
+
+    def __init__(self, channel: grpc.aio.Channel, url: str) -> None:
+        self.url = url
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+    async def infer(
+        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], *, timeout_s: float
+    ) -> dict[str, Array]:
+        """Runs one inference.
+
+        Args:
+            model: Triton's model name.
+            inputs: Arrays by Triton tensor name, C-contiguous, each with a leading batch axis.
+            outputs: Triton names of the wanted outputs.
+            timeout_s: Deadline in seconds.
+
+        Returns:
+            Read-only arrays by Triton tensor name.
+
+        Raises:
+            ModelNotReady: Triton doesn't hold the model, or is unloading it.
+            InvalidInput: Triton refused the tensors.
+            InferenceFailed: The model failed.
+            TritonUnavailable, DeadlineExceeded: see there.
+        """
+        request = service_pb2.ModelInferRequest(
+            model_name=model,
+            inputs=[
+                service_pb2.ModelInferRequest.InferInputTensor(
+                    name=name, datatype=_DATATYPES[array.dtype], shape=array.shape
+                )
+                for name, array in inputs.items()
+            ],
+            outputs=[service_pb2.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in outputs],
+            raw_input_contents=[array.tobytes() for array in inputs.values()],
+        )
+        with _translated(model):
+            response = await self._stub.ModelInfer(request, timeout=timeout_s)
+        return {
+            tensor.name: np.frombuffer(raw, dtype=_DTYPES[tensor.datatype]).reshape(tuple(tensor.shape))
+            for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+        }
+
+    async def is_live(self, *, timeout_s: float = 1.0) -> bool:
+        """Whether Triton answers and is ready to take requests."""
+        try:
+            with _translated("server"):
+                answer = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=timeout_s)
+        except (TritonUnavailable, DeadlineExceeded, InferenceFailed, ModelNotReady):
+            return False
+        return bool(answer.ready)
+
+    async def is_model_ready(self, model: str, *, timeout_s: float = 2.0) -> bool:
+        """Whether Triton holds the model and would answer for it."""
+        request = service_pb2.ModelReadyRequest(name=model)
+        with _translated(model):
+            answer = await self._stub.ModelReady(request, timeout=timeout_s)
+        return bool(answer.ready)
+
+    async def repository_index(self, *, timeout_s: float = 5.0) -> tuple[IndexEntry, ...]:
+        """Every model that Triton sees in its repository, with its state."""
+        with _translated("repository"):
+            answer = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=timeout_s)
+        return tuple(IndexEntry(name=row.name, state=row.state, reason=row.reason) for row in answer.models)
+
+    async def load(self, model: str, *, timeout_s: float) -> None:
+        """Loads a model; returns when it is READY. Loading an unchanged, ready model is a no-op.
+
+        Raises:
+            InferenceFailed: Triton could not load it (the detail is Triton's reason).
+        """
+        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        with _translated(model):
+            await self._stub.RepositoryModelLoad(request, timeout=timeout_s)
+
+    async def unload(self, model: str, *, timeout_s: float = 10.0) -> None:
+        """Starts unloading; the model shows UNLOADING in the index until its requests in flight are done."""
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
+        with _translated(model):
+            await self._stub.RepositoryModelUnload(request, timeout=timeout_s)
+
+    async def server_version(self, *, timeout_s: float = 2.0) -> str:
+        """Triton's version string."""
+        with _translated("server"):
+            answer = await self._stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=timeout_s)
+        return str(answer.version)
+
+
+@asynccontextmanager
+async def connect(url: str) -> AsyncIterator[TritonClient]:
+    """Opens the channel to `url` (host:port); connecting is lazy, so Triton may come up later."""
+    async with grpc.aio.insecure_channel(url, options=_CHANNEL_OPTIONS) as channel:
+        yield TritonClient(channel, url)
+
+
+_NOT_READY_PHRASES = (
+    "is not ready",
+    "is not found",
+    "is not available",
+    "no version is available",
+    "has no available versions",
+    "unloaded",
+    "is unavailable",
+    "stub process",
+)
+
+
+@contextmanager
+def _translated(subject: str) -> Iterator[None]:
+    """Turns gRPC's errors about `subject` into ours."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise _translate(error, subject) from error
+    except asyncio.InvalidStateError as error:
+        raise TritonUnavailable("The connection to Triton was closed.") from error
+
+
+def _translate(error: grpc.aio.AioRpcError, subject: str) -> Exception:
+    code = error.code()
+    text = cast("str", error.details()) or code.name
+    if any(phrase in text.lower() for phrase in _NOT_READY_PHRASES):
+        return ModelNotReady(
+            f"Triton doesn't hold {subject}: {text}", remedy="Load it, or try again shortly."
+        )
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(f"Triton did not answer for {subject} in time.")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return TritonUnavailable(
+            "Triton is not reachable.", remedy="Try again after Retry-After; /api/v1/health shows its state."
+        )
+    if code == grpc.StatusCode.INVALID_ARGUMENT:
+        return InvalidInput(f"Triton refused the request for {subject}: {text}")
+    return InferenceFailed(f"Triton failed on {subject}: {text}")

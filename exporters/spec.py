@@ -1,0 +1,79 @@
+"""What a model family hands to the writers: a torch module with its named tensors.
+
+Holds no logic beyond shapes; the families (`exporters.hybrid`, …) build it, the writers and the
+verification consume it. Importing it doesn't import torch: the card and the CLI use its enums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class ModelFormat(StrEnum):
+    """File format of the published artefact."""
+
+    ONNX = "onnx"
+    TORCHSCRIPT = "torchscript"
+
+
+class Device(StrEnum):
+    """Where Triton places the model's instances (`auto`: GPU where there is one, else CPU)."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """A named tensor. `shape` is without the batch axis; -1 marks a dynamic axis."""
+
+    name: str
+    shape: tuple[int, ...]
+    datatype: str = "FP32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalization:
+    """Per-channel standardisation folded into the graph: (x - mean) / scale, float32 [channels] each."""
+
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MCDropout:
+    """The fixed Monte Carlo mask bank of a graph: number of samples and the seed it was drawn from."""
+
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportableModel:
+    """A family's model, ready for a writer.
+
+    `module.forward` takes the tensors of `inputs` in order, each with a leading batch axis, and returns a
+    tuple in the order of `outputs`. `example(batch, time)` draws inputs of that batch size (and time length,
+    where the family has a time axis) from a fixed seed; `time_lengths` is what verification walks through,
+    empty for families without a time axis.
+    """
+
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    example: Callable[[int, int | None], tuple[Tensor, ...]]
+    config: Mapping[str, Any]
+    time_lengths: tuple[int, ...] = ()
+    description: str = ""
+    normalization: Normalization | None = None
+    mc_dropout: MCDropout | None = None
+    class_names: tuple[str, ...] | None = None
+    feature_names: tuple[str, ...] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)

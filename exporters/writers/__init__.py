@@ -1,0 +1,1 @@
+"""One writer for each artefact format; each takes an `ExportableModel` and a path."""
