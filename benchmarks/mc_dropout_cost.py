@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,7 @@ def measure(
         batch, config.input_dim, config.sequence_length, generator=torch.Generator().manual_seed(1)
     )
     calls: dict[int, Callable[[], Any]] = {
-        samples: lambda session=session, feed={"x": x.numpy()}: session.run(None, feed)  # type: ignore[misc]
-        for samples, session in sessions.items()
+        samples: partial(session.run, None, {"x": x.numpy()}) for samples, session in sessions.items()
     }
     for call in calls.values():
         for _ in range(WARM_UP_CALLS):

@@ -98,7 +98,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
         return ARTEFACTS[self.format]
 
 
-def card_tensors(specs: tuple[TensorSpec, ...], *, model_format: ModelFormat, offset: int = 0) -> tuple[CardTensor, ...]:
+def card_tensors(
+    specs: tuple[TensorSpec, ...], *, model_format: ModelFormat, offset: int = 0
+) -> tuple[CardTensor, ...]:
     """Names tensors for Triton: as they are for ONNX, `<name>__<index>` for TorchScript.
 
     Args:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 from fastapi import APIRouter
@@ -53,16 +54,23 @@ async def _refresh(resources: Resources) -> None:
     await asyncio.to_thread(_measure, state_file)
 
 
-def _measure(state_file: os.PathLike[str]) -> None:
-    processes = {"api": os.getpid()}
-    try:
-        with open(state_file, "rb") as file:  # noqa: PTH123
-            state = msgspec.json.decode(file.read(), type=dict[str, object])
-    except (OSError, msgspec.MsgspecError):
-        state = {}
-    for name, entry in state.items():
-        pid = entry.get("pid") if isinstance(entry, dict) else None
-        if isinstance(pid, int):
-            processes[name] = pid
-    measure_memory(processes)
+def _measure(state_file: Path) -> None:
+    measure_memory(_pids(state_file))
     measure_gpus()
+
+
+class _Process(msgspec.Struct):
+    pid: int | None = None
+
+
+class _State(msgspec.Struct):
+    processes: dict[str, _Process]
+
+
+def _pids(state_file: Path) -> dict[str, int]:
+    """From the supervisor's state file; this process alone where there is none."""
+    try:
+        state = msgspec.json.decode(state_file.read_bytes(), type=_State)
+    except (OSError, msgspec.MsgspecError):
+        return {"api": os.getpid()}
+    return {name: process.pid for name, process in state.processes.items() if process.pid is not None}

@@ -5,6 +5,7 @@ Plain ASGI, since Starlette's BaseHTTPMiddleware costs a task and a queue for ev
 
 import re
 import uuid
+from dataclasses import dataclass
 
 import structlog
 from starlette.datastructures import MutableHeaders
@@ -18,11 +19,22 @@ log = structlog.get_logger()
 _VALID_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
-class RequestEnvelope:
-    """Gives each request its id, and each answer `X-Request-ID`; turns what nobody caught into a fixed 500."""
+@dataclass(slots=True)
+class Draining:
+    """Whether this worker is about to stop: set once, by the server on SIGTERM."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    started: bool = False
+
+
+class RequestEnvelope:
+    """Gives each request its id, and each answer `X-Request-ID`; turns what nobody caught into a fixed 500.
+
+    While `draining`, answers also say `Connection: close`, so that clients leave before the sockets do.
+    """
+
+    def __init__(self, app: ASGIApp, *, draining: Draining) -> None:
         self._app = app
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection; anything other than HTTP passes through."""
@@ -37,7 +49,10 @@ class RequestEnvelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).setdefault("X-Request-ID", request_id)
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("X-Request-ID", request_id)
+                if self._draining.started:
+                    headers["Connection"] = "close"
             await send(message)
 
         try:

@@ -62,7 +62,9 @@ class ChildFailed(EmbeddedError):
 
     def __init__(self, detail: str, *, name: str, log_path: Path, log_tail: str) -> None:
         super().__init__(
-            f"{detail} The last lines of its log:\n{log_tail}", got=log_tail, remedy=f"\nThe whole log: {log_path}"
+            f"{detail} The last lines of its log:\n{log_tail}",
+            got=log_tail,
+            remedy=f"\nThe whole log: {log_path}",
         )
         self.name = name
         self.log_path = log_path

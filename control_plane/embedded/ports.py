@@ -21,14 +21,11 @@ def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
 
     Nothing keeps them free: whoever binds one must be ready to try again with another.
     """
-    held: list[socket.socket] = []
-    try:
-        for _ in range(count):
-            held.append(_bind_free(host))  # held until all are found, so that they differ
-        return [int(sock.getsockname()[1]) for sock in held]
-    finally:
-        for sock in held:
-            sock.close()
+    ports: set[int] = set()
+    while len(ports) < count:
+        with _bind_free(host) as sock:
+            ports.add(int(sock.getsockname()[1]))
+    return list(ports)
 
 
 def is_free(port: int, *, host: str = "127.0.0.1") -> bool:
@@ -61,7 +58,7 @@ def listen(host: str, port: int, *, backlog: int = 2048) -> socket.socket:
             remedy="Stop what uses the port, or choose another; port 0 takes a free one.",
         ) from error
     sock.listen(backlog)
-    sock.setblocking(False)
+    sock.setblocking(False)  # noqa: FBT003  its only form
     sock.set_inheritable(True)
     return sock
 

@@ -175,7 +175,7 @@ class LegacyContainer:
     def __init__(self, stream: BinaryIO, size_bytes: int) -> None:
         self._stream = stream
         self._size_bytes = size_bytes
-        bounded = _Bounded(stream, MAX_PICKLE_BYTES)
+        bounded = BoundedStream(stream, MAX_PICKLE_BYTES)
         if interpret(bounded) != LEGACY_MAGIC:
             raise CorruptCheckpoint("The file isn't torch's legacy format.", remedy=SAVE_AGAIN)
         version, system = interpret(bounded), interpret(bounded)
@@ -227,7 +227,7 @@ class LegacyContainer:
         return self._stream.read(ref.elements * ITEM_BYTES[ref.dtype])
 
 
-class _Bounded:
+class BoundedStream:
     """Reads at most so many bytes in all: a pickle may claim a string of any length."""
 
     def __init__(self, stream: BinaryIO, limit_bytes: int) -> None:

@@ -8,7 +8,7 @@ docs/decisions/003-checkpoint-reader.md says why not `torch.load`.
 
 import pickletools
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from exporters.checkpoints import allowed
 from exporters.checkpoints.values import Global, Namespace
@@ -52,7 +52,7 @@ def interpret(stream: ByteSource, *, storage: Storage | None = None) -> Any:
     """
     machine = _Machine(storage)
     try:
-        for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+        for count, (opcode, arg, _) in enumerate(pickletools.genops(cast("IO[bytes]", stream))):
             if count >= MAX_OPERATIONS:
                 raise CorruptCheckpoint(
                     "The file's pickle is too long to be a checkpoint's.",

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.checkpoints.archive import (
+    MAX_PICKLE_BYTES,
+    BoundedStream,
     Container,
     LegacyContainer,
     ZipContainer,
@@ -148,7 +150,7 @@ def _open_container(stream: BinaryIO, size_bytes: int, kind: FileKind, name: str
 def _judge_pickle(stream: BinaryIO, name: str) -> None:
     """A pickle outside torch's containers: refused in any case, and as unsafe where it is."""
     try:
-        interpret(stream)
+        interpret(BoundedStream(stream, MAX_PICKLE_BYTES))
     except CorruptCheckpoint as error:
         raise CorruptCheckpoint(
             f"{name} isn't a torch checkpoint.",

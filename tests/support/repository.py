@@ -64,7 +64,9 @@ def write_identity_like_model(
     config.dynamic_batching.SetInParent()
     text = text_format.MessageToString(config)
     (staging / "config.pbtxt").write_text(text)
-    card = _card(model_type, version, artefact, text, max_batch_size=max_batch_size, instance_count=instance_count)
+    card = _card(
+        model_type, version, artefact, text, max_batch_size=max_batch_size, instance_count=instance_count
+    )
     (staging / "model.json").write_text(json.dumps(card))
     folder = repository / name
     if folder.exists():

@@ -1,0 +1,1 @@
+"""The data plane: tensors in, calls to Triton, uncertainty and confidence out."""

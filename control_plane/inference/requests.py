@@ -1,0 +1,170 @@
+"""The requests of POST /predict and /predict/batch: their fields, and how bytes become them.
+
+`data` is left as nested lists of floats (the fast path: 3-D and 2-D arrays of the known types) or as raw JSON (all
+else); `tensors.py` and `shapes.py` turn it into arrays once the model's tensors are known.
+"""
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from control_plane.errors import FieldError, InvalidInput, TooManyRequestsInBatch
+from control_plane.inference.explanations import explain, has_marked, is_at_non_finite, quote_non_finite
+
+HYBRID = "cnn_lstm_hybrid"
+RL_ENSEMBLE = "rl_ensemble"
+MAX_BATCH_REQUESTS = 100
+
+Data = TypeVar("Data")
+
+RequestId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:@/+=-]+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+BatchSize = Annotated[int, Meta(ge=1, le=1000)]
+Level = Annotated[float, Meta(gt=0, lt=1)]
+Priority = Annotated[int, Meta(ge=1, le=5)]
+TimeoutMs = Annotated[float, Meta(gt=0, le=600_000)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Weight = Annotated[float, Meta(ge=0)]
+
+Matrix = list[list[float]]
+Cube = list[list[list[float]]]
+
+
+class PredictRequest(msgspec.Struct, Generic[Data], forbid_unknown_fields=True, kw_only=True):
+    """A prediction; docs/api.md explains the fields."""
+
+    model_type: Name
+    data: Data
+    model_version: Name = "latest"
+    return_uncertainty: bool = True
+    use_ensemble: bool = True
+    batch_size: BatchSize = 32
+    request_id: RequestId | None = None
+    routing_key: Name | None = None
+    covariate: float | None = None
+    experiment_id: Name | None = None
+    interval: Level = 0.9
+    interval_method: Literal["mc"] = "mc"
+    return_attention: bool = False
+    weights: list[Weight] | dict[str, Weight] | None = None
+    action_selection: Literal["greedy", "sample"] = "greedy"
+    seed: Seed | None = None
+    timeout_ms: TimeoutMs | None = None
+    priority: Priority = 3
+
+
+class BatchRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Up to 100 predictions, each kept as raw JSON so that a bad one fails alone."""
+
+    requests: list[msgspec.Raw]
+    priority: Priority = 1
+
+
+AnyPredictRequest = PredictRequest[Any]
+
+_cube = msgspec.json.Decoder(PredictRequest[Cube])
+_matrix = msgspec.json.Decoder(PredictRequest[Matrix])
+_raw = msgspec.json.Decoder(PredictRequest[msgspec.Raw])
+_batch = msgspec.json.Decoder(BatchRequest)
+_FAST_NAMES = (b'"' + HYBRID.encode() + b'"', b'"' + RL_ENSEMBLE.encode() + b'"')
+_FAST_TYPES = frozenset({HYBRID, RL_ENSEMBLE})
+_READ_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+PREDICT_FIELDS = {
+    "model_type": "the name of a registered model type",
+    "data": "an array of numbers",
+    "model_version": "a version, an alias, or 'latest'",
+    "return_uncertainty": "true or false",
+    "use_ensemble": "true or false",
+    "batch_size": "an integer from 1 to 1000",
+    "request_id": "1 to 128 of the characters A-Z a-z 0-9 . _ : @ / + = -",
+    "routing_key": "a string of 1 to 256 characters",
+    "covariate": "a finite number, or null",
+    "experiment_id": "an experiment's name, 'none', or null",
+    "interval": "a level above 0 and below 1",
+    "interval_method": "'mc'",
+    "return_attention": "true or false",
+    "weights": "numbers of at least 0: an array in the order of the model's parts, or an object by their names",
+    "action_selection": "'greedy' or 'sample'",
+    "seed": "an integer of at least 0, or null",
+    "timeout_ms": "a number above 0, at most 600000",
+    "priority": "an integer from 1 (highest) to 5",
+}
+BATCH_FIELDS = {
+    "requests": f"an array of 1 to {MAX_BATCH_REQUESTS} requests",
+    "priority": "an integer from 1 (highest) to 5",
+}
+
+
+def decode_predict(body: bytes) -> AnyPredictRequest:
+    """Decodes the body of POST /predict.
+
+    The two fast decoders read `data` in the same pass as the rest. They are a bet on its depth: when it is lost, or
+    the type has tensors of other kinds, the body is read again with `data` left raw. Both ways give the same answers.
+
+    Raises:
+        MalformedRequest: not JSON.
+        InvalidInput: a field is unknown, missing, of the wrong type or out of range.
+    """
+    if any(name in body for name in _FAST_NAMES):
+        try:
+            request = (_cube if b"[[[" in body else _matrix).decode(body)
+        except _READ_ERRORS:
+            pass
+        else:
+            if request.model_type in _FAST_TYPES:
+                return request
+    try:
+        return _raw.decode(body)
+    except _READ_ERRORS as error:
+        if not is_at_non_finite(error, body):
+            raise explain(error, body, PREDICT_FIELDS) from error
+        return _decode_quoted(quote_non_finite(body), error, body)
+
+
+def _decode_quoted(quoted: bytes, first: Exception, body: bytes) -> AnyPredictRequest:
+    """Reads a body whose NaN and infinities were quoted; those in `data` are refused with their path later."""
+    try:
+        request = _raw.decode(quoted)
+    except _READ_ERRORS as error:
+        raise explain(error, quoted, PREDICT_FIELDS) from error
+    if not has_marked(bytes(request.data)):
+        raise explain(first, body, PREDICT_FIELDS) from first
+    return request
+
+
+def decode_batch(body: bytes) -> BatchRequest:
+    """Decodes the body of POST /predict/batch; its members are decoded one by one with `decode_predict`.
+
+    Raises:
+        MalformedRequest: not JSON.
+        TooManyRequestsInBatch: over 100 requests.
+        InvalidInput: a field is unknown, missing, of the wrong type or out of range.
+    """
+    try:
+        batch = _batch.decode(body)
+    except _READ_ERRORS as error:
+        # NaN in one member is that member's fault alone: as a marked string, the rest can be read.
+        if not is_at_non_finite(error, body):
+            raise explain(error, body, BATCH_FIELDS) from error
+        quoted = quote_non_finite(body)
+        try:
+            batch = _batch.decode(quoted)
+        except _READ_ERRORS as second:
+            raise explain(second, quoted, BATCH_FIELDS) from second
+    if not batch.requests:
+        raise InvalidInput(
+            "The batch is empty.",
+            expected=f"1 to {MAX_BATCH_REQUESTS} requests",
+            got="0 requests",
+            errors=[FieldError(path="requests", message="is empty")],
+        )
+    if len(batch.requests) > MAX_BATCH_REQUESTS:
+        raise TooManyRequestsInBatch(
+            f"The batch holds {len(batch.requests)} requests.",
+            expected=f"1 to {MAX_BATCH_REQUESTS} requests",
+            got=f"{len(batch.requests)} requests",
+            remedy="Split the batch, or send several rows in one request's data.",
+        )
+    return batch
+

@@ -1,0 +1,194 @@
+"""Nested JSON arrays to tensors: C-contiguous numpy arrays of the tensor's datatype, finite and not ragged.
+
+Nothing here knows a model; `shapes.py` says which shapes one takes.
+"""
+
+import re
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from control_plane.errors import FieldError, InvalidInput
+from control_plane.inference.explanations import explain
+
+Array = npt.NDArray[Any]
+Nested = list[Any]
+
+MAX_DIMENSIONS = 8
+_OPENING = re.compile(rb"\s*(?:\[\s*)*")
+_FLOATS = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}
+_INTEGERS = {
+    "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64,
+    "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64,
+}  # fmt: skip
+_REMEDY = "Send numbers in arrays of equal length."
+
+
+def decode_nested(raw: msgspec.Raw | bytes, datatype: str, *, path: str) -> tuple[Nested, int]:
+    """Decodes raw JSON as nested arrays of the datatype's kind of element.
+
+    Returns:
+        The nested lists and their depth (the number of dimensions).
+
+    Raises:
+        InvalidInput: no array, nested too deeply, or an element of another kind; names its path.
+    """
+    text = bytes(raw)
+    opening = _OPENING.match(text)
+    depth = opening.group().count(b"[") if opening else 0
+    if depth == 0:
+        raise InvalidInput(
+            f"{path} is not an array.",
+            expected="an array of numbers",
+            got=_head(text),
+            remedy=_REMEDY,
+            errors=[FieldError(path=path, message="expected an array")],
+        )
+    if depth > MAX_DIMENSIONS:
+        raise InvalidInput(
+            f"{path} is nested too deeply.",
+            expected=f"at most {MAX_DIMENSIONS} dimensions",
+            got=f"{depth} dimensions",
+            remedy=_REMEDY,
+            errors=[FieldError(path=path, message="nested too deeply")],
+        )
+    try:
+        return _decoder(datatype, depth).decode(text), depth
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise explain(error, text, {}, base=path) from error
+
+
+def depth_of(nested: Nested) -> int:
+    """Dimensions of nested lists, judged by their first elements."""
+    depth = 0
+    value: Any = nested
+    while isinstance(value, list):
+        depth += 1
+        if not value:
+            break
+        value = value[0]
+    return depth
+
+
+def flatten(nested: Nested, depth: int, *, path: str) -> tuple[tuple[int, ...], list[Any]]:
+    """The shape of nested lists and their elements in C order.
+
+    Raises:
+        InvalidInput: empty, or ragged; names the first list whose length differs.
+    """
+    shape = [len(nested)]
+    level: list[Any] = nested
+    for _ in range(depth - 1):
+        lengths = set(map(len, level))
+        if len(lengths) > 1:
+            raise _ragged(level, shape, path)
+        shape.append(lengths.pop() if lengths else 0)
+        level = list(chain.from_iterable(level))
+    if not level:
+        raise InvalidInput(
+            f"{path} is empty.",
+            expected="at least one row, and no empty array",
+            got=f"shape {format_shape(shape)}",
+            remedy=_REMEDY,
+            errors=[FieldError(path=path, message="is empty")],
+        )
+    return tuple(shape), level
+
+
+def to_array(flat: Sequence[Any], shape: tuple[int, ...], datatype: str, *, path: str) -> Array:
+    """Elements in C order as a tensor.
+
+    Returns:
+        A C-contiguous array of `shape`; read-only for FP32.
+
+    Raises:
+        InvalidInput: an element overflows to infinity in the datatype; names its path.
+    """
+    if datatype == "FP32":
+        # struct packs doubles as float32 four times as fast as numpy converts a list, and refuses what overflows.
+        try:
+            packed = struct.pack(f"<{len(flat)}f", *flat)
+        except OverflowError:
+            raise _overflow(flat, shape, datatype, path) from None
+        return np.frombuffer(packed, dtype=np.float32).reshape(shape)
+    if datatype in _FLOATS:
+        with np.errstate(over="ignore"):
+            array = np.array(flat, dtype=np.float64).astype(_FLOATS[datatype])
+        if not np.isfinite(array).all():
+            raise _overflow(flat, shape, datatype, path)
+        return array.reshape(shape)
+    dtype = _INTEGERS.get(datatype, np.bool_)
+    return np.array(flat, dtype=dtype).reshape(shape)
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    """`[1, 50, 60]`."""
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+@lru_cache(maxsize=128)
+def _decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
+    element: Any
+    if datatype in _FLOATS:
+        element = float
+    elif datatype in _INTEGERS:
+        bounds = np.iinfo(_INTEGERS[datatype])
+        # msgspec's own bounds end at int64; it refuses by itself what is no uint64.
+        highest = int(bounds.max) if bounds.max < 2**63 else None
+        element = Annotated[int, msgspec.Meta(ge=int(bounds.min), le=highest)]
+    elif datatype == "BOOL":
+        element = bool
+    else:
+        raise InvalidInput(
+            f"Tensors of datatype {datatype} can't be sent as JSON.",
+            expected="FP16, FP32, FP64, INT8 to INT64, UINT8 to UINT64 or BOOL",
+            got=datatype,
+            remedy="Call Triton directly for this model.",
+        )
+    for _ in range(depth):
+        element = list[element]
+    return msgspec.json.Decoder(element)
+
+
+def _ragged(level: list[Nested], shape: list[int], path: str) -> InvalidInput:
+    expected = len(level[0])
+    position = next(index for index, row in enumerate(level) if len(row) != expected)
+    place = path + _subscripts(position, shape)
+    return InvalidInput(
+        f"{path} is ragged: {place} differs in length from those before it.",
+        expected=f"{expected} elements",
+        got=f"{len(level[position])} elements",
+        remedy=_REMEDY,
+        errors=[FieldError(path=place, message=f"expected {expected} elements, got {len(level[position])}")],
+    )
+
+
+def _overflow(flat: Sequence[Any], shape: tuple[int, ...], datatype: str, path: str) -> InvalidInput:
+    with np.errstate(over="ignore"):
+        array = np.array(flat, dtype=np.float64).astype(_FLOATS[datatype])
+    position = int(np.flatnonzero(~np.isfinite(array))[0])
+    place = path + _subscripts(position, shape)
+    largest = float(np.finfo(_FLOATS[datatype]).max)
+    return InvalidInput(
+        f"{place} overflows to infinity in {datatype}.",
+        expected=f"finite numbers of at most {largest:.4g} in size",
+        got=repr(flat[position]),
+        remedy="Rescale the feature.",
+        errors=[FieldError(path=place, message=f"overflows {datatype}, got {flat[position]!r}")],
+    )
+
+
+def _subscripts(position: int, shape: Sequence[int]) -> str:
+    return "".join(f"[{int(index)}]" for index in np.unravel_index(position, tuple(shape)))
+
+
+def _head(text: bytes) -> str:
+    return {b"{": "an object", b'"': "a string", b"n": "null", b"t": "true", b"f": "false", b"": "nothing"}.get(
+        text.lstrip()[:1], "a single number"
+    )

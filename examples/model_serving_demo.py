@@ -1,0 +1,207 @@
+"""A tour of the whole API against a running server, on real EURUSD windows.
+
+    make serve                      # in one terminal
+    make demo                       # in another; or: python examples/model_serving_demo.py --api http://host:port
+
+Prints what each step answered, and exits with 1 when anything is off.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+MODEL = "cnn_lstm_hybrid"
+WINDOWS = Path(__file__).parent.parent / "checkpoints/eurusd_test_windows.npz"
+
+console = Console()
+
+
+class Tour:
+    """The steps, in order; each raises AssertionError when an answer isn't what it should be."""
+
+    def __init__(self, api: str) -> None:
+        self.client = httpx.Client(base_url=api, timeout=120)
+        with np.load(WINDOWS) as archive:
+            self.windows = archive["windows"].astype(float)
+        self.steps: list[tuple[str, Callable[[], None]]] = [
+            ("Health", self.health),
+            ("Version", self.version),
+            ("Which types and versions there are", self.catalogue),
+            ("Warm-up", self.warm_up),
+            ("A forecast with its uncertainty", self.forecast),
+            ("Two versions side by side", self.two_versions),
+            ("A batch of requests", self.batch),
+            ("Load and unload", self.load_and_unload),
+            ("An alias, moved and moved back", self.alias),
+            ("Errors that help", self.errors),
+            ("Cache statistics", self.cache),
+            ("Metrics", self.metrics),
+            ("Documentation", self.documentation),
+        ]
+
+    def call(self, method: str, path: str, expected: int = 200, **options: Any) -> Any:
+        """Sends a request and checks the status."""
+        response = self.client.request(method, path, **options)
+        assert response.status_code == expected, f"{method} {path}: {response.status_code}, {response.text[:500]}"
+        assert response.headers.get("x-request-id"), f"{method} {path}: no X-Request-ID"
+        return response.json() if "json" in response.headers.get("content-type", "") else response.text
+
+    def predict(self, rows: int = 1, **options: Any) -> Any:
+        """Predicts the first `rows` windows."""
+        body = {"model_type": MODEL, "data": self.windows[:rows].tolist(), **options}
+        return self.call("POST", "/api/v1/predict", json=body)
+
+    def health(self) -> None:
+        answer = self.call("GET", "/api/v1/health")
+        show("component", "status", [(name, part["status"]) for name, part in answer["components"].items()])
+        assert answer["status"] == "healthy", answer
+        self.call("GET", "/api/v1/health/live")
+        self.call("GET", "/api/v1/health/ready")
+
+    def version(self) -> None:
+        answer = self.call("GET", "/version")
+        show("part", "release", list(answer.items()))
+
+    def catalogue(self) -> None:
+        types = self.call("GET", "/api/v1/models/types")["model_types"]
+        show("type", "versions", [(name, ", ".join(entry["versions"]) or "–") for name, entry in types.items()])
+        assert {"v1.0", "v1.1"} <= set(types[MODEL]["versions"])
+        self.call("GET", "/api/v1/models")
+        card = self.call("GET", f"/api/v1/models/{MODEL}/v1.0")
+        assert card["version"] == "v1.0"
+
+    def warm_up(self) -> None:
+        wanted = [{"model_type": MODEL, "version": version} for version in ("v1.0", "v1.1")]
+        results = self.call("POST", "/api/v1/models/warmup", json=wanted)["results"]
+        show("version", "status", [(entry["version"], entry["status"]) for entry in results])
+        assert all(entry["status"] in {"warmed", "already_cached"} for entry in results)
+
+    def forecast(self) -> None:
+        answer = self.predict(rows=3, model_version="v1.0")
+        predictions, uncertainty = answer["predictions"], answer["uncertainty"]
+        table = Table("window", "sell / hold / buy", "forecast (bp)", "± sd", "90 % interval", "confidence")
+        for row in range(3):
+            lower, upper = (uncertainty["interval"][side][row][0] for side in ("lower", "upper"))
+            forecast = predictions["regression_pred"][row][0]
+            assert lower <= upper
+            table.add_row(
+                str(row),
+                " / ".join(f"{p:.2f}" for p in predictions["classification_probs"][row]),
+                f"{forecast:+.3f}",
+                f"{uncertainty['regression_uncertainty'][row][0]:.3f}",
+                f"{lower:+.3f} … {upper:+.3f}",
+                f"{answer['confidence_scores'][row]:.2f}",
+            )
+        console.print(table)
+        console.print(f"answered by {answer['model_version']} in {answer['processing_time_ms']} ms")
+        again = self.predict(rows=1, model_version="v1.0")
+        assert np.allclose(again["predictions"]["regression_pred"][0], predictions["regression_pred"][0], rtol=1e-4)
+
+    def two_versions(self) -> None:
+        rows = []
+        for version in ("v1.0", "v1.1"):
+            answer = self.predict(model_version=version, return_uncertainty=False)
+            assert answer["model_version"] == version
+            assert answer["uncertainty"] is None
+            rows.append((version, str(np.round(answer["predictions"]["classification_probs"][0], 3))))
+        show("version", "probabilities", rows)
+        assert self.predict(model_version="latest")["model_version"] == self.predict()["model_version"]
+
+    def batch(self) -> None:
+        requests = [
+            {"model_type": MODEL, "model_version": version, "data": self.windows[row].tolist()}
+            for row in range(10)
+            for version in ("v1.0", "v1.1")
+        ]
+        requests[3]["data"] = [[1.0]]
+        answer = self.call("POST", "/api/v1/predict/batch", json={"requests": requests})
+        console.print(
+            f"{answer['total_requests']} requests, {answer['successful_predictions']} answered, "
+            f"{answer['failed_predictions']} failed alone, {answer['total_processing_time_ms']} ms"
+        )
+        assert answer["failed_predictions"] == 1
+        assert answer["results"][3]["error"]["status"] == 422
+
+    def load_and_unload(self) -> None:
+        body = {"model_type": MODEL, "version": "v0.9-demo", "file_path": "checkpoints/cnn_lstm_hybrid-v1.0.pth"}
+        answer = self.call("POST", "/api/v1/models/load", json=body)
+        console.print(f"{answer['message']} in {answer['load_time_ms']:.0f} ms as {answer['triton_model']}")
+        assert self.predict(model_version="v0.9-demo")["model_version"] == "v0.9-demo"
+        self.call("POST", "/api/v1/models/unload", json={"model_type": MODEL, "version": "v0.9-demo"})
+        self.call("DELETE", f"/api/v1/models/{MODEL}/v0.9-demo")
+        self.call("GET", f"/api/v1/models/{MODEL}/v0.9-demo", expected=404)
+
+    def alias(self) -> None:
+        path = f"/api/v1/models/{MODEL}/aliases/tour"
+        for version in ("v1.0", "v1.1", "v1.0"):
+            self.call("PUT", path, json={"version": version})
+            assert self.predict(model_version="tour")["model_version"] == version
+            console.print(f"tour → {version}")
+        self.call("DELETE", path)
+
+    def errors(self) -> None:
+        cases: list[tuple[int, dict[str, Any]]] = [
+            (404, {"model_type": "nonesuch", "data": [[1.0]]}),
+            (404, {"model_type": MODEL, "model_version": "v9", "data": [[1.0]]}),
+            (422, {"model_type": MODEL, "data": [[1.0, 2.0]]}),
+            (422, {"model_type": MODEL, "data": self.windows[0].tolist(), "colour": "red"}),
+        ]
+        for status, body in cases:
+            problem = self.call("POST", "/api/v1/predict", expected=status, json=body)
+            assert problem["status"] == status
+            console.print(f"[yellow]{status}[/] {problem['detail']}")
+
+    def cache(self) -> None:
+        stats = self.call("GET", "/api/v1/models/cache/stats")
+        show("figure", "value", [(name, value) for name, value in stats.items() if name != "models"])
+        assert stats["total_models"] <= stats["max_capacity"]
+
+    def metrics(self) -> None:
+        metrics = self.call("GET", "/api/v1/metrics")["metrics"]
+        total = sum(sample["value"] for sample in metrics["prediction_requests_total"])
+        text = self.call("GET", "/metrics")
+        assert "prediction_latency_seconds_bucket" in text
+        console.print(f"{total:.0f} predictions counted so far")
+
+    def documentation(self) -> None:
+        paths = self.call("GET", "/openapi.json")["paths"]
+        assert "swagger" in self.call("GET", "/docs").lower()
+        assert "redoc" in self.call("GET", "/redoc").lower()
+        console.print(f"{len(paths)} paths described; see {self.client.base_url}/docs")
+
+
+def show(first: str, second: str, rows: list[tuple[Any, Any]]) -> None:
+    """Prints a two-column table."""
+    table = Table(first, second)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+
+
+def main() -> int:
+    """Walks through the steps; 1 when any failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--api", default="http://127.0.0.1:8080")
+    tour = Tour(parser.parse_args().api)
+    failed = 0
+    for title, step in tour.steps:
+        console.rule(f"[bold]{title}")
+        try:
+            step()
+        except (AssertionError, httpx.HTTPError, KeyError) as error:
+            failed += 1
+            console.print(f"[red]off:[/] {error!r}")
+    console.rule()
+    console.print(f"[red]{failed} steps are off" if failed else "[green]all as it should be")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

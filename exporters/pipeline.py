@@ -1,0 +1,192 @@
+"""One export from request to published version: read, build, export, verify, publish.
+
+What a file is decides the route: weights (a torch checkpoint) are built into a graph here; graphs (ONNX,
+TorchScript) go through `exporters.ready_made`. torch is imported only once it is clear that there is something to do.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporters import draft
+from exporters.card import (
+    Card,
+    CardSource,
+    content_digest,
+)
+from exporters.checkpoints.identify import DEFAULT_MAX_BYTES, FileKind, identify
+from exporters.checkpoints.normalization import find_normalization
+from exporters.checkpoints.reader import Checkpoint, open_checkpoint
+from exporters.config_pbtxt import ServingOptions
+from exporters.errors import InvalidConfig, UnsupportedCheckpoint
+from exporters.hybrid.config import ConfigOrigin, HybridConfig, read_fields
+from exporters.protocol import ExportRequest, OnStage, Stage, Status, check_request
+from exporters.publication import locked
+from exporters.spec import Device, ModelFormat, Normalization
+
+HYBRID = "cnn_lstm_hybrid"
+RL_ENSEMBLE = "rl_ensemble"
+
+TENSOR_DEFINED_KEYS = frozenset({
+    "input_dim", "cnn_filter_sizes", "cnn_num_filters", "lstm_hidden_dim", "lstm_num_layers", "lstm_bidirectional",
+    "feature_fusion_dim", "num_classes", "regression_targets", "num_ensemble_models",
+})  # fmt: skip
+"""Configuration that the hybrid's builder reads off the tensors' shapes: settled by the checkpoint's digest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """How an export ended, and the version's card."""
+
+    status: Status
+    card: Card
+
+
+def export(
+    request: ExportRequest, *, on_stage: OnStage = lambda _: None, max_bytes: int = DEFAULT_MAX_BYTES
+) -> ExportResult:
+    """Exports a checkpoint, or takes a ready-made model, and publishes it as one version.
+
+    Args:
+        request: what, whence and whereto.
+        on_stage: told as each stage begins.
+        max_bytes: limit on the file's size.
+
+    Raises:
+        ExportError: any of `exporters.errors`; the repository is then as it was.
+    """
+    check_request(request)
+    on_stage(Stage.READING)
+    path = Path(request.file_path)
+    kind = identify(path, max_bytes=max_bytes)
+    if request.model_type == RL_ENSEMBLE or kind is FileKind.STABLE_BASELINES3:
+        raise UnsupportedCheckpoint(
+            "Ensembles of Stable-Baselines3 agents can't be exported yet.",
+            expected="a cnn_lstm_hybrid checkpoint, or a ready-made ONNX or TorchScript model",
+            got=f"model type {request.model_type}, {kind}",
+            remedy="Export the policy as ONNX and publish it as a ready-made model of another type.",
+        )
+    with locked(Path(request.repository), request.triton_model):
+        if kind in (FileKind.ONNX, FileKind.TORCHSCRIPT):
+            from exporters.ready_made import export_ready_made  # noqa: PLC0415 - imports onnx
+
+            status, card = export_ready_made(request, kind, on_stage=on_stage, max_bytes=max_bytes)
+        else:
+            status, card = _export_hybrid(request, on_stage=on_stage, max_bytes=max_bytes)
+    return ExportResult(status=status, card=card)
+
+
+def _export_hybrid(request: ExportRequest, *, on_stage: OnStage, max_bytes: int) -> tuple[Status, Card]:
+    path = Path(request.file_path)
+    published = draft.published_card(request)
+    with open_checkpoint(path, max_bytes=max_bytes) as checkpoint:
+        if request.model_type != HYBRID:
+            raise UnsupportedCheckpoint(
+                f"Weights alone can't be exported as {request.model_type}: their architecture isn't known.",
+                expected=f"model type {HYBRID}, or a ready-made ONNX or TorchScript model",
+                got=f"a torch checkpoint for {request.model_type}",
+                remedy="Export the model with torch.onnx.export and publish the .onnx file.",
+            )
+        if published is not None and published.source.sha256 != checkpoint.sha256:
+            draft.refuse_conflict(request, published)
+        if checkpoint.config is None and request.config is None:
+            raise InvalidConfig(
+                "The checkpoint holds no configuration, and the request gives none.",
+                expected="a 'config' in the checkpoint, or in the request (an empty one takes the defaults)",
+                got="neither",
+                remedy="Give the training configuration with the request: --set input_dim=50 …",
+            )
+        normalization = find_normalization(path, request=request.normalization, config=checkpoint.config)
+        if published is not None:
+            digest = _published_digest(request, checkpoint, normalization, published)
+            if digest is not None and draft.is_published(request, published, digest):
+                return Status.UNCHANGED, published
+
+        on_stage(Stage.BUILDING)
+        from exporters import hybrid_export  # noqa: PLC0415 - imports torch
+
+        model = hybrid_export.build(checkpoint, request.config, normalization)
+    digest = _digest(request, checkpoint, model.config, model.class_names, model.feature_names, normalization)
+    if draft.is_published(request, published, digest) and published is not None:
+        return Status.UNCHANGED, published
+    card = hybrid_export.write(
+        request,
+        model,
+        source=_source(checkpoint),
+        digest=digest,
+        model_format=_format(request),
+        options=_options(request),
+        on_stage=on_stage,
+    )
+    return Status.PUBLISHED, card
+
+
+def _format(request: ExportRequest) -> ModelFormat:
+    return request.format or ModelFormat.ONNX
+
+
+def _options(request: ExportRequest) -> ServingOptions:
+    defaults = ServingOptions()
+    return ServingOptions(
+        max_batch_size=request.max_batch_size or defaults.max_batch_size,
+        instance_count=request.instance_count or defaults.instance_count,
+        device=request.device or Device.AUTO,
+        gpus=request.gpus,
+        tensorrt=request.tensorrt,
+    )
+
+
+def _source(checkpoint: Checkpoint) -> CardSource:
+    return CardSource(
+        file_name=checkpoint.file_name, sha256=checkpoint.sha256, size_bytes=checkpoint.size_bytes
+    )
+
+
+def _digest(
+    request: ExportRequest,
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    class_names: tuple[str, ...] | None,
+    feature_names: tuple[str, ...] | None,
+    normalization: Normalization | None,
+) -> str:
+    return content_digest(
+        model_type=request.model_type,
+        source_sha256=checkpoint.sha256,
+        config={**config, "class_names": class_names, "feature_names": feature_names},
+        normalization=normalization,
+        model_format=_format(request),
+        device=_options(request).device,
+        options=_options(request).as_mapping(),
+    )
+
+
+def _published_digest(
+    request: ExportRequest, checkpoint: Checkpoint, normalization: Normalization | None, published: Card
+) -> str | None:
+    """The digest that this request would have, found without torch: None where only building can tell.
+
+    The effective configuration is what request and checkpoint state, the defaults, and what the tensors' shapes
+    settle. Where the published card has just that configuration, from the same file, it is the effective one.
+    """
+    if published.source.sha256 != checkpoint.sha256:
+        return None
+    stated = read_fields(checkpoint.config or {}, origin=ConfigOrigin.CHECKPOINT)
+    stated |= read_fields(request.config or {}, origin=ConfigOrigin.REQUEST)
+    settled = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in published.config.items()
+        if key in TENSOR_DEFINED_KEYS
+    }
+    if any(stated.get(key, value) != value for key, value in settled.items()):
+        return None
+    effective = HybridConfig(**(stated | settled))
+    return _digest(
+        request,
+        checkpoint,
+        effective.as_mapping(),
+        effective.class_names,
+        effective.feature_names,
+        normalization,
+    )

@@ -1,0 +1,187 @@
+"""Publishes a version's folder atomically: staged beside, synced, renamed into place.
+
+Whatever kills the process, the repository holds either the old version or the new one, whole. What a killed export
+left in staging is removed by the next export. One export at a time publishes a version (a lock file held by flock).
+
+Source: renameat2(2), rename(2), flock(2).
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from exporters.errors import ExportFailed, NotEnoughSpace
+
+STAGING = ".staging"
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextmanager
+def translated_os_errors(action: str) -> Iterator[None]:
+    """Turns the file system's errors into ours.
+
+    Raises:
+        NotEnoughSpace: no room, beyond the quota, or beyond the process's limit on file sizes.
+        ExportFailed: any other.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise NotEnoughSpace(
+                f"There is no room for {action}.",
+                got=error.strerror,
+                remedy="Free space in the model repository's file system; unused versions can be removed.",
+            ) from error
+        raise ExportFailed(
+            f"The file system refused {action}.",
+            got=f"{error.strerror}: {error.filename or ''}".removesuffix(": "),
+            remedy="Check that the model repository is a folder that this user may write to.",
+        ) from error
+
+
+@contextmanager
+def locked(repository: Path, name: str) -> Iterator[None]:
+    """Holds the lock of one version, waiting for another exporter of the same version.
+
+    Raises:
+        ExportFailed: the repository can't be written to.
+    """
+    with translated_os_errors(f"the lock of {name}"):
+        staging = repository / STAGING
+        staging.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(staging / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the kernel drops it with the process
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def staged(repository: Path, name: str) -> Iterator[Path]:
+    """Gives an empty staging folder for a version; removes it at the end, whatever happens.
+
+    Also removes what dead exporters left. Publish from within, by `publish`.
+
+    Raises:
+        NotEnoughSpace, ExportFailed: from the body's or our own use of the file system.
+    """
+    folder = repository / STAGING / f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
+    with translated_os_errors(f"{name} in the model repository"):
+        try:
+            remove_dead(repository)
+            (folder / "1").mkdir(parents=True)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(repository: Path, folder: Path, name: str) -> Path:
+    """Moves a staged folder into place as `repository/name`, replacing what is there in one step.
+
+    Returns:
+        The published folder.
+
+    Raises:
+        OSError: translated by `staged`.
+    """
+    target = repository / name
+    _sync_tree(folder)
+    if target.exists():
+        _replace(folder, target)
+    else:
+        folder.rename(target)
+    _sync(repository)
+    return target
+
+
+def remove_dead(repository: Path) -> tuple[str, ...]:
+    """Removes staging folders whose process is gone.
+
+    Returns:
+        Their names.
+    """
+    removed = []
+    for entry in sorted((repository / STAGING).glob("*.*.*")):
+        process = entry.name.rsplit(".", 2)[1]
+        if not entry.is_dir() or not process.isdigit() or _is_alive(int(process)):
+            continue
+        published = repository / entry.name.rsplit(".", 2)[0]
+        if entry.name.endswith(".old") and not published.exists():
+            entry.rename(published)  # killed between the two renames of `_replace`
+            continue
+        shutil.rmtree(entry, ignore_errors=True)
+        removed.append(entry.name)
+    return tuple(removed)
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _replace(folder: Path, target: Path) -> None:
+    if _exchange(folder, target):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    # file systems without RENAME_EXCHANGE: two renames; `remove_dead` undoes the first if we die between them
+    old = folder.with_name(f"{target.name}.{os.getpid()}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swaps two paths in one step; False where the kernel, the C library or the file system can't."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    result = renameat2(
+        ctypes.c_int(_AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(first)),
+        ctypes.c_int(_AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(second)),
+        ctypes.c_uint(_RENAME_EXCHANGE),
+    )
+    if result == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
