@@ -88,7 +88,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     calibration: dict[str, Any] | None
     checksums: dict[str, str]
     size_bytes: int
-    verification: CardVerification | None
+    verification: CardVerification
     versions: dict[str, Any]
     warnings: tuple[str, ...]
 
@@ -184,7 +184,7 @@ def decode_card(data: bytes, *, where: str) -> Card:
     remedy = "Publish the version again with --overwrite."
     try:
         card = msgspec.json.decode(data, type=Card)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidModel(f"{where} isn't a model card.", got=str(error)[:200], remedy=remedy) from error
     if card.schema_version != SCHEMA_VERSION:
         raise InvalidModel(

@@ -115,6 +115,10 @@ def write(
                     time_lengths=verified.time_lengths,
                     reference="torch",
                 ),
-                versions={"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, **versions},
+                versions={
+                    "torch": str(torch.__version__),
+                    "onnxruntime": onnxruntime.__version__,
+                    **versions,
+                },
             ),
         )

@@ -66,7 +66,7 @@ def _on_cpu_limit(number: int, frame: FrameType | None) -> NoReturn:
 
 @contextmanager
 def translated_limits(limits: Limits) -> Iterator[None]:
-    """Turns running into a limit into an export error.
+    """Turns running into a limit into an export error. `_MEMORY_PHRASES` are torch's, oneDNN's and ONNX Runtime's.
 
     Raises:
         ExportFailed: out of memory, or of processor time.

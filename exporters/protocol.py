@@ -134,7 +134,7 @@ def decode_request(data: bytes) -> ExportRequest:
         raise InvalidConfig("The request is too long.", expected=f"at most {MAX_REQUEST_BYTES:,} bytes")
     try:
         request = msgspec.json.decode(data, type=ExportRequest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidConfig(
             "The request isn't valid.",
             expected="one JSON object: model_type, version, file_path, repository; see docs/exporters.md",

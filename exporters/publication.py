@@ -19,6 +19,7 @@ from pathlib import Path
 from exporters.errors import ExportFailed, NotEnoughSpace
 
 STAGING = ".staging"
+_REPLACED = "old"
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -78,7 +79,7 @@ def staged(repository: Path, name: str) -> Iterator[Path]:
     folder = repository / STAGING / f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
     with translated_os_errors(f"{name} in the model repository"):
         try:
-            remove_dead(repository)
+            remove_dead(repository, held=name)
             (folder / "1").mkdir(parents=True)
             yield folder
         finally:
@@ -104,24 +105,48 @@ def publish(repository: Path, folder: Path, name: str) -> Path:
     return target
 
 
-def remove_dead(repository: Path) -> tuple[str, ...]:
+def remove_dead(repository: Path, *, held: str | None = None) -> tuple[str, ...]:
     """Removes staging folders whose process is gone.
 
+    A process of another container looks gone from here, but still holds its version's lock.
+
+    Args:
+        repository: the model repository.
+        held: the version whose lock this process holds.
+
     Returns:
-        Their names.
+        The folders' names.
     """
     removed = []
     for entry in sorted((repository / STAGING).glob("*.*.*")):
-        process = entry.name.rsplit(".", 2)[1]
+        name, process, mark = entry.name.rsplit(".", 2)
         if not entry.is_dir() or not process.isdigit() or _is_alive(int(process)):
             continue
-        published = repository / entry.name.rsplit(".", 2)[0]
-        if entry.name.endswith(".old") and not published.exists():
-            entry.rename(published)  # killed between the two renames of `_replace`
-            continue
-        shutil.rmtree(entry, ignore_errors=True)
-        removed.append(entry.name)
+        with _try_lock(repository, name, held=name == held) as is_ours:
+            if not is_ours:
+                continue
+            if mark == _REPLACED and not (repository / name).exists():
+                entry.rename(repository / name)  # killed between the two renames of `_replace`
+                continue
+            shutil.rmtree(entry, ignore_errors=True)
+            removed.append(entry.name)
     return tuple(removed)
+
+
+@contextmanager
+def _try_lock(repository: Path, name: str, *, held: bool) -> Iterator[bool]:
+    if held:
+        yield True
+        return
+    descriptor = os.open(repository / STAGING / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(descriptor)
 
 
 def _is_alive(process: int) -> bool:
@@ -141,7 +166,7 @@ def _replace(folder: Path, target: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         return
     # file systems without RENAME_EXCHANGE: two renames; `remove_dead` undoes the first if we die between them
-    old = folder.with_name(f"{target.name}.{os.getpid()}.old")
+    old = folder.with_name(f"{target.name}.{os.getpid()}.{_REPLACED}")
     shutil.rmtree(old, ignore_errors=True)
     target.rename(old)
     try:

@@ -58,9 +58,12 @@ class ChildFailed(EmbeddedError):
         name: The child's name.
         log_path: Its log file.
         log_tail: The last lines of that file.
+        child_exit_code: What it exited with; None if it still ran.
     """
 
-    def __init__(self, detail: str, *, name: str, log_path: Path, log_tail: str) -> None:
+    def __init__(
+        self, detail: str, *, name: str, log_path: Path, log_tail: str, child_exit_code: int | None
+    ) -> None:
         super().__init__(
             f"{detail} The last lines of its log:\n{log_tail}",
             got=log_tail,
@@ -69,3 +72,4 @@ class ChildFailed(EmbeddedError):
         self.name = name
         self.log_path = log_path
         self.log_tail = log_tail
+        self.child_exit_code = child_exit_code

@@ -28,7 +28,6 @@ log = structlog.get_logger()
 
 _FIRST_POLL_S = 0.01
 _LONGEST_POLL_S = 0.1
-_LOG_CHECK_S = 10.0
 _TAIL_BYTES = 16_384
 
 
@@ -87,7 +86,9 @@ class ChildSpec:
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     """When to start it again."""
     log_limit_bytes: int = 32 * 1024 * 1024
-    """The log file is moved aside when it grows past this."""
+    """The log file's content is moved aside when it grows past this."""
+    log_check_s: float = 10.0
+    """How often its size is looked at, in seconds."""
 
 
 async def _always_ready() -> bool:
@@ -290,7 +291,7 @@ class Child:
     async def _watch_log_until_exit(self) -> None:
         while not self._exited.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._exited.wait(), _LOG_CHECK_S)
+                await asyncio.wait_for(self._exited.wait(), self.spec.log_check_s)
             with suppress(OSError):
                 if self.spec.log_path.stat().st_size > self.spec.log_limit_bytes:
                     # The child keeps the file open for appending, so it is copied and emptied, not renamed.
@@ -308,6 +309,7 @@ class Child:
             name=self.spec.name,
             log_path=self.spec.log_path,
             log_tail=self.log_tail(),
+            child_exit_code=self.exit_code,
         )
 
     def _enter(self, state: ChildState) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from control_plane.embedded import layout, ports, probes
+from control_plane.embedded.errors import ChildFailed
 from control_plane.embedded.process import Child, ChildSpec, RestartPolicy
 from control_plane.embedded.redis import RedisOptions, RedisServer
 from control_plane.embedded.state import ProcessState, ServerState, write_state
@@ -127,9 +128,14 @@ class _Supervisor:
             stack.enter_context(layout.lock_data_dir(self._data_dir))
             await stack.enter_async_context(self._signals())
             stack.callback(self._write_state)
-            starting = asyncio.create_task(self._start(stack))
-            if not await self._finished_before_stop(starting):
-                return 0
+            try:
+                if not await self._started_before_stop(stack):
+                    return 0
+            except ChildFailed as error:
+                if error.child_exit_code != EXIT_CONFIG:
+                    raise
+                log.error("child_gave_up", child=error.name, exit_code=EXIT_CONFIG, log_tail=error.log_tail)
+                return EXIT_CONFIG
             self._ready = True
             self._write_state()
             log.info("server_ready", supervisor_pid=os.getpid(), **self._ports())
@@ -185,7 +191,8 @@ class _Supervisor:
             on_change=self._write_state,
         )
 
-    async def _finished_before_stop(self, starting: asyncio.Task[None]) -> bool:
+    async def _started_before_stop(self, stack: AsyncExitStack) -> bool:
+        starting = asyncio.create_task(self._start(stack))
         stop = asyncio.create_task(self._stop_asked.wait())
         try:
             await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)

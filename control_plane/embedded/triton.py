@@ -68,17 +68,24 @@ class TritonServer:
         options: How to run it.
         data_dir: Takes `triton/backends` and `logs/triton.log`. One Triton for each data directory.
         on_change: Called when its process changes state.
+        choose_ports: Finds free ports, as `ports.free_ports` does.
     """
 
     def __init__(
-        self, options: TritonOptions, *, data_dir: Path, on_change: Callable[[], None] | None = None
+        self,
+        options: TritonOptions,
+        *,
+        data_dir: Path,
+        on_change: Callable[[], None] | None = None,
+        choose_ports: Callable[..., list[int]] = ports.free_ports,
     ) -> None:
         self.options = options
         self._data_dir = data_dir.absolute()
+        self._choose_ports = choose_ports
         self._on_change = on_change or (lambda: None)
         # The prefix belongs to the data directory, so a later start can tell its own leftovers from others'.
         digest = hashlib.sha256(str(self._data_dir.resolve()).encode()).hexdigest()[:12]
-        self._region_prefix = f"model_serving_{digest}_"
+        self.region_prefix = f"model_serving_{digest}_"
         self._ports: TritonPorts | None = None
         self._child: Child | None = None
 
@@ -133,7 +140,9 @@ class TritonServer:
             if port and not ports.is_free(port, host=self.options.host):
                 raise _port_taken(self.options.host, port)
         for attempt in range(_BIND_ATTEMPTS):
-            self._ports = _choose_ports(asked, self.options.host)
+            free = iter(self._choose_ports(len(asked), host=self.options.host))
+            http, grpc, metrics = (port or next(free) for port in asked)
+            self._ports = TritonPorts(http=http, grpc=grpc, metrics=metrics)
             self._child = Child(
                 ChildSpec(
                     name="triton",
@@ -144,7 +153,7 @@ class TritonServer:
                             self._ports,
                             backends=backends,
                             caches=files.caches,
-                            region_prefix=self._region_prefix,
+                            region_prefix=self.region_prefix,
                         ),
                     ),
                     log_path=self._data_dir / "logs" / "triton.log",
@@ -203,7 +212,7 @@ class TritonServer:
         return self.ports.http, self.ports.grpc, self.ports.metrics
 
     def _remove_regions(self) -> None:
-        for region in _SHARED_MEMORY.glob(f"*{self._region_prefix}*"):
+        for region in _SHARED_MEMORY.glob(f"*{self.region_prefix}*"):
             with suppress(OSError):
                 region.unlink()
 
@@ -228,7 +237,8 @@ def triton_arguments(
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",
-        "--strict-readiness=true",
+        # Strictly, one model that fails to load would make the whole server unready.
+        "--strict-readiness=false",
         f"--model-load-thread-count={options.model_load_threads}",
         f"--exit-timeout-secs={options.exit_timeout_s}",
         f"--http-address={options.host}",
@@ -249,12 +259,6 @@ def triton_arguments(
             f"--cache-config=local,size={options.response_cache_bytes}",
         ]
     return [*arguments, *options.extra_arguments]
-
-
-def _choose_ports(asked: tuple[int, int, int], host: str) -> TritonPorts:
-    free = iter(ports.free_ports(len(asked), host=host))
-    http, grpc, metrics = (port or next(free) for port in asked)
-    return TritonPorts(http=http, grpc=grpc, metrics=metrics)
 
 
 def _is_bind_failure(text: str) -> bool:

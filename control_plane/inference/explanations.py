@@ -9,6 +9,7 @@ import msgspec
 
 from control_plane.errors import FieldError, InvalidInput, MalformedRequest, ServingError
 
+_syntax = msgspec.json.Decoder(msgspec.Raw)
 _STRING_OR_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|-?Infinity|NaN')
 _MARK = "\x00"
 _MARK_JSON = b"\\u0000"
@@ -20,6 +21,7 @@ _UNKNOWN = "Object contains unknown field "
 _MISSING = "Object missing required field "
 _LONGEST_SEARCHED_BYTES = 8 * 1024 * 1024
 _LONGEST_SHOWN = 80
+_ARRAYS = "Send data as [batch][channels][time] or [batch][features]."
 _NOUNS = {
     "float": "number", "int": "integer", "str": "string", "bool": "boolean", "null": "null",
     "array": "array", "object": "object",
@@ -38,6 +40,16 @@ def quote_non_finite(body: bytes) -> bytes:
         return token if token.startswith(b'"') else b'"' + _MARK_JSON + token + b'"'
 
     return _STRING_OR_TOKEN.sub(quote, body)
+
+
+def quote_first_non_finite(error: Exception, body: bytes) -> bytes:
+    """Like `quote_non_finite`, for the token at which `error` stands only: cheap on a large body."""
+    found = _BYTE.search(str(error))
+    position = int(found.group(1)) if found else 0
+    token = b"NaN" if body.startswith(b"NaN", position) else b"Infinity"
+    start = position - 1 if body[position - 1 : position] == b"-" else position
+    end = position + len(token)
+    return body[:start] + b'"' + _MARK_JSON + body[start:end] + b'"' + body[end:]
 
 
 def has_marked(raw: bytes) -> bool:
@@ -63,12 +75,26 @@ def explain(error: Exception, body: bytes, fields: Mapping[str, str], *, base: s
     Returns:
         MalformedRequest when the text isn't JSON, else InvalidInput naming the path.
     """
+    if isinstance(error, msgspec.ValidationError) and not base:
+        # It stands for the first fault only: what isn't JSON further on makes the whole no JSON.
+        try:
+            _syntax.decode(body)
+        except msgspec.DecodeError as fault:
+            error = error if is_at_non_finite(fault, body) else fault
+        except RecursionError as fault:
+            error = fault
     if isinstance(error, RecursionError):
+        if not base and not body.lstrip().startswith(b"{"):
+            return MalformedRequest(
+                "The body is nested too deeply.",
+                expected="a JSON object",
+                got="hundreds of nested arrays or more",
+            )
         return InvalidInput(
             f"{base or 'The body'} is nested too deeply.",
             expected="arrays nested at most 8 deep",
             got="hundreds of levels or more",
-            remedy="Send data as [batch][channels][time] or [batch][features].",
+            remedy=_ARRAYS,
         )
     if isinstance(error, UnicodeDecodeError):
         return MalformedRequest(
@@ -84,17 +110,23 @@ def explain(error: Exception, body: bytes, fields: Mapping[str, str], *, base: s
 
 def _explain_syntax(message: str, body: bytes, base: str) -> ServingError:
     if not body.strip():
-        return MalformedRequest("The body is empty.", expected="a JSON object", got="nothing")
+        return MalformedRequest(
+            "The body is empty.", expected="a JSON object", got="nothing", remedy="Send the request as JSON."
+        )
     reason = _BYTE.sub("", message).replace("JSON is malformed:", "").strip()
-    place = "at its end"
+    got = "an end too early"
     if found := _BYTE.search(message):
         position = int(found.group(1))
         line = body.count(b"\n", 0, position) + 1
         column = position - (body.rfind(b"\n", 0, position) + 1) + 1
-        got = body[position : position + 20].decode("utf-8", "replace")
-        place = f"at byte {position} (line {line}, column {column}), before {got!r}"
-    what = f"{base} in the body" if base else "The body"
-    return MalformedRequest(f"{what} is not valid JSON: {reason} {place}.", remedy="Check the JSON text there.")
+        rest = body[position : position + 20].decode("utf-8", "replace")
+        got = f"a fault at byte {position} (line {line}, column {column}), before {rest!r}"
+    return MalformedRequest(
+        f"{base or 'The body'} is not valid JSON: {reason}.",
+        expected="JSON in UTF-8 (RFC 8259)",
+        got=got,
+        remedy="Check the text there.",
+    )
 
 
 def _explain_validation(message: str, body: bytes, fields: Mapping[str, str], base: str) -> InvalidInput:
@@ -114,12 +146,13 @@ def _explain_validation(message: str, body: bytes, fields: Mapping[str, str], ba
             remedy=f"Add the field {name}.",
         )
     found, got = _value_at(body, inner)
-    if isinstance(got, str) and got.startswith(_MARK):
+    is_marked = isinstance(got, str) and got.startswith(_MARK)
+    if is_marked or (not found and text.endswith("got `str`") and has_marked(body)):
         return _invalid(
             path,
             "is not a finite number",
             expected="finite numbers",
-            got=got[1:],
+            got=got[1:] if is_marked else "NaN or an infinity",
             remedy="Replace missing or infinite values before sending.",
         )
     if text == "Number out of range":

@@ -10,7 +10,13 @@ import msgspec
 from msgspec import Meta
 
 from control_plane.errors import FieldError, InvalidInput, TooManyRequestsInBatch
-from control_plane.inference.explanations import explain, has_marked, is_at_non_finite, quote_non_finite
+from control_plane.inference.explanations import (
+    explain,
+    has_marked,
+    is_at_non_finite,
+    quote_first_non_finite,
+    quote_non_finite,
+)
 
 HYBRID = "cnn_lstm_hybrid"
 RL_ENSEMBLE = "rl_ensemble"
@@ -19,6 +25,7 @@ MAX_BATCH_REQUESTS = 100
 Data = TypeVar("Data")
 
 RequestId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:@/+=-]+$")]
+Reference = Annotated[str, Meta(min_length=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 BatchSize = Annotated[int, Meta(ge=1, le=1000)]
 Level = Annotated[float, Meta(gt=0, lt=1)]
@@ -34,9 +41,9 @@ Cube = list[list[list[float]]]
 class PredictRequest(msgspec.Struct, Generic[Data], forbid_unknown_fields=True, kw_only=True):
     """A prediction; docs/api.md explains the fields."""
 
-    model_type: Name
+    model_type: Reference
     data: Data
-    model_version: Name = "latest"
+    model_version: Reference = "latest"
     return_uncertainty: bool = True
     use_ensemble: bool = True
     batch_size: BatchSize = 32
@@ -107,10 +114,13 @@ def decode_predict(body: bytes) -> AnyPredictRequest:
         InvalidInput: a field is unknown, missing, of the wrong type or out of range.
     """
     if any(name in body for name in _FAST_NAMES):
+        decoder = _cube if b"[[[" in body else _matrix
         try:
-            request = (_cube if b"[[[" in body else _matrix).decode(body)
-        except _READ_ERRORS:
+            request = decoder.decode(body)
+        except msgspec.ValidationError:
             pass
+        except _READ_ERRORS as error:
+            _refuse_first_non_finite(error, body, decoder)
         else:
             if request.model_type in _FAST_TYPES:
                 return request
@@ -120,6 +130,20 @@ def decode_predict(body: bytes) -> AnyPredictRequest:
         if not is_at_non_finite(error, body):
             raise explain(error, body, PREDICT_FIELDS) from error
         return _decode_quoted(quote_non_finite(body), error, body)
+
+
+def _refuse_first_non_finite(error: Exception, body: bytes, decoder: msgspec.json.Decoder[Any]) -> None:
+    """Names the first NaN or infinity in `data` where `decoder` gets to it; else leaves the fault to the slow way."""
+    if not is_at_non_finite(error, body):
+        return
+    quoted = quote_first_non_finite(error, body)
+    try:
+        decoder.decode(quoted)
+    except msgspec.ValidationError as second:
+        if "`$.data" in str(second):
+            raise explain(second, quoted, PREDICT_FIELDS) from error
+    except _READ_ERRORS:
+        return
 
 
 def _decode_quoted(quoted: bytes, first: Exception, body: bytes) -> AnyPredictRequest:
@@ -157,6 +181,7 @@ def decode_batch(body: bytes) -> BatchRequest:
             "The batch is empty.",
             expected=f"1 to {MAX_BATCH_REQUESTS} requests",
             got="0 requests",
+            remedy="Put at least one request into it.",
             errors=[FieldError(path="requests", message="is empty")],
         )
     if len(batch.requests) > MAX_BATCH_REQUESTS:
@@ -167,4 +192,3 @@ def decode_batch(body: bytes) -> BatchRequest:
             remedy="Split the batch, or send several rows in one request's data.",
         )
     return batch
-

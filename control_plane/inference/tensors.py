@@ -22,8 +22,8 @@ Nested = list[Any]
 
 MAX_DIMENSIONS = 8
 _OPENING = re.compile(rb"\s*(?:\[\s*)*")
-_FLOATS = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}
-_INTEGERS = {
+_FLOATS: dict[str, Any] = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}
+_INTEGERS: dict[str, Any] = {
     "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64,
     "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64,
 }  # fmt: skip
@@ -189,6 +189,11 @@ def _subscripts(position: int, shape: Sequence[int]) -> str:
 
 
 def _head(text: bytes) -> str:
-    return {b"{": "an object", b'"': "a string", b"n": "null", b"t": "true", b"f": "false", b"": "nothing"}.get(
-        text.lstrip()[:1], "a single number"
-    )
+    return {
+        b"{": "an object",
+        b'"': "a string",
+        b"n": "null",
+        b"t": "true",
+        b"f": "false",
+        b"": "nothing",
+    }.get(text.lstrip()[:1], "a single number")

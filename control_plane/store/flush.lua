@@ -1,8 +1,9 @@
 -- What a worker did since its last flush, and its sign of life.
 -- KEYS[11]: the number of the worker's last applied batch.
--- ARGV: channel, worker, batch number, sign of life in s, lease in s, JSON {uses, stats, leased, released, drained}.
--- Counts of a batch are added once, however often it comes. Returns {generation, epoch}.
-local channel, worker, batch, alive, lease, text = unpack(ARGV)
+-- ARGV: channel, worker, batch number, epoch, sign of life in s, lease in s, JSON {uses, stats, leased, released, drained}.
+-- Counts of a batch are added once, however often it comes, and only in their own epoch: after Redis lost its memory
+-- the worker tells all its counts again. Returns {generation, epoch}.
+local channel, worker, batch, epoch, alive, lease, text = unpack(ARGV)
 local payload = cjson.decode(text)
 local time = now()
 redis.call('ZREMRANGEBYSCORE', WORKERS, '-inf', time)
@@ -12,7 +13,7 @@ for _, model in ipairs(payload.released) do redis.call('ZREM', LEASES, model .. 
 for _, use in ipairs(payload.uses) do
   if redis.call('HEXISTS', SLOTS, use[1]) == 1 then redis.call('ZADD', USED, 'GT', use[2], use[1]) end
 end
-if tonumber(redis.call('GET', KEYS[11]) or '0') < tonumber(batch) then
+if redis.call('GET', EPOCH) == epoch and tonumber(redis.call('GET', KEYS[11]) or '0') < tonumber(batch) then
   for _, use in ipairs(payload.uses) do
     if use[3] > 0 then redis.call('HINCRBY', USAGE, use[1], use[3]) end
   end

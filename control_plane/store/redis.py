@@ -251,11 +251,11 @@ def _client(settings: RedisSettings) -> tuple[Redis, list[Redis]]:
     if not _SENTINEL_URL.match(url):
         return Redis.from_url(url, **options), []
     address = parse_sentinel_url(url)
-    sentinel = Sentinel(list(address.nodes), sentinel_kwargs=dict(options), **options)
+    sentinel: Any = cast("Any", Sentinel)(list(address.nodes), sentinel_kwargs=dict(options), **options)
     master = sentinel.master_for(
         address.service, db=address.db, username=address.username, password=address.password or password
     )
-    return master, list(sentinel.sentinels)
+    return cast("Redis", master), list(sentinel.sentinels)
 
 
 def _unavailable() -> RedisUnavailable:

@@ -188,12 +188,16 @@ class ResidencyStore:
         return ClaimOutcome(await self._run(_CLAIM, self._channel, *arguments))
 
     async def flush(
-        self, worker: str, batch: int, payload: FlushBatch, *, alive_s: float, lease_s: float
+        self, worker: str, batch: int, payload: FlushBatch, *, epoch: str, alive_s: float, lease_s: float
     ) -> tuple[int, str]:
-        """Applies a batch once, renews leases and the worker's sign of life; returns (generation, epoch)."""
+        """Counts a batch once (not at all when the epoch is another), renews leases and the worker's sign of life.
+
+        Returns:
+            The generation and the epoch of the slots.
+        """
         text = msgspec.json.encode(payload).decode()
         keys = (*self._keys, self._store.keys.models("batch", worker))
-        arguments = (self._channel, worker, batch, alive_s, lease_s, text)
+        arguments = (self._channel, worker, batch, epoch, alive_s, lease_s, text)
         generation, epoch = await self._store.run(_FLUSH, keys, arguments)
         return int(generation), epoch
 

@@ -23,6 +23,7 @@ from control_plane.errors import (
     DeadlineExceeded,
     InferenceFailed,
     InvalidInput,
+    ModelLoadFailed,
     ModelNotReady,
     TritonUnavailable,
 )
@@ -57,6 +58,19 @@ _DTYPES: dict[str, npt.DTypeLike] = {
 _DATATYPES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 Array = npt.NDArray[Any]
+
+
+def dtype_of(datatype: str) -> np.dtype[Any]:
+    """numpy's type for one of Triton's names (`FP32`).
+
+    Raises:
+        InvalidInput: it has none that travels as raw bytes.
+    """
+    if datatype not in _DTYPES:
+        raise InvalidInput(
+            f"Tensors of type {datatype} aren't supported.", expected=", ".join(_DTYPES), got=datatype
+        )
+    return np.dtype(_DTYPES[datatype])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +152,22 @@ class TritonClient:
     async def load(self, model: str, *, timeout_s: float) -> None:
         """Loads a model; returns when it is READY. Loading an unchanged, ready model is a no-op.
 
+        A ready model whose files changed is replaced while it goes on serving.
+
         Raises:
-            InferenceFailed: Triton could not load it (the detail is Triton's reason).
+            ModelLoadFailed: Triton could not load it (the detail is Triton's reason).
+            TritonUnavailable, DeadlineExceeded: see there.
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
-        with _translated(model):
-            await self._stub.RepositoryModelLoad(request, timeout=timeout_s)
+        try:
+            with _translated(model):
+                await self._stub.RepositoryModelLoad(request, timeout=timeout_s)
+        except (InvalidInput, InferenceFailed, ModelNotReady) as error:
+            # Whatever words Triton has for it, and they quote the backend's: a failed load is a failed load.
+            raise ModelLoadFailed(
+                f"Triton could not load {model}: {_reason(error)}",
+                remedy="Correct the model's files, then load it again with overwrite.",
+            ) from error
 
     async def unload(self, model: str, *, timeout_s: float = 10.0) -> None:
         """Starts unloading; the model shows UNLOADING in the index until its requests in flight are done."""
@@ -186,6 +210,13 @@ def _translated(subject: str) -> Iterator[None]:
         raise _translate(error, subject) from error
     except asyncio.InvalidStateError as error:
         raise TritonUnavailable("The connection to Triton was closed.") from error
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__
+    text = (cause.details() if isinstance(cause, grpc.aio.AioRpcError) else None) or str(error)
+    # What follows is the backend's Python traceback.
+    return text.partition("\n\nAt:\n")[0].strip().removesuffix(";")
 
 
 def _translate(error: grpc.aio.AioRpcError, subject: str) -> Exception:

@@ -55,7 +55,8 @@ STORAGES: dict[str, str] = {
 }
 _NAMES_ONLY = frozenset({
     *STORAGES, "builtins.object", "__builtin__.object", "numpy.ndarray", "builtins.list", "builtins.dict",
-    "builtins.int", "builtins.float",
+    "builtins.int", "builtins.float", "__builtin__.list", "__builtin__.dict",
+    "__builtin__.int", "__builtin__.float",
 })  # fmt: skip
 """Globals that may be an argument (a storage's type, a defaultdict's factory) but are never called."""
 

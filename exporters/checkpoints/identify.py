@@ -79,7 +79,7 @@ def identify(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> FileKind:
         CorruptCheckpoint: missing, empty, or not a regular file.
         FileTooLarge: beyond `max_bytes`.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, False for a name that is too long
         agents = (path / "manifest.json").is_file() or any(path.glob("*.zip"))
         return FileKind.STABLE_BASELINES3 if agents else FileKind.OTHER
     stream, _ = open_regular(path, max_bytes=max_bytes)

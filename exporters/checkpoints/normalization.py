@@ -56,7 +56,7 @@ def read_normalization(path: Path) -> Normalization:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InvalidConfig(f"{path.name} is too large to be a normalisation.", expected=_EXPECTED)
         value = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidConfig(
             f"{path.name} can't be read as JSON.", expected=_EXPECTED, got=str(error)[:200]
         ) from error

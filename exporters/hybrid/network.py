@@ -19,7 +19,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from exporters.hybrid.config import CROSS_ATTENTION_HEADS, HybridConfig
 
@@ -85,17 +84,12 @@ class CNNExtractor(nn.Module):
 
     def __init__(self, config: HybridConfig, variant: NetworkVariant) -> None:
         super().__init__()
-        self.paddings = tuple(((kernel - 1) // 2, kernel // 2) for kernel in config.cnn_filter_sizes)
         self.conv_layers = nn.ModuleList(
-            nn.Conv1d(
-                config.input_dim,
-                config.cnn_num_filters,
-                kernel,
-                padding=kernel // 2 if kernel % 2 else 0,
-                bias=False,
-            )
+            nn.Conv1d(config.input_dim, config.cnn_num_filters, kernel, padding=kernel // 2, bias=False)
             for kernel in config.cnn_filter_sizes
         )
+        # Padded alike on both sides, an even kernel gives one step too many; the first goes.
+        self.surplus = tuple(1 - kernel % 2 for kernel in config.cnn_filter_sizes)
         self.batch_norms = nn.ModuleList(
             nn.BatchNorm1d(config.cnn_num_filters) for _ in config.cnn_filter_sizes
         )
@@ -109,11 +103,9 @@ class CNNExtractor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps float32 [batch, channels, time] to features float32 [batch, time, fusion / 2]."""
         columns = []
-        for conv, norm, (before, behind) in zip(
-            self.conv_layers, self.batch_norms, self.paddings, strict=True
-        ):
-            padded = x if before == behind else functional.pad(x, (before, behind))
-            columns.append(torch.relu(norm(conv(padded))))
+        for conv, norm, surplus in zip(self.conv_layers, self.batch_norms, self.surplus, strict=True):
+            convolved = conv(x)[:, :, 1:] if surplus else conv(x)
+            columns.append(torch.relu(norm(convolved)))
         features = torch.cat(columns, dim=1).transpose(1, 2)
         features = self.attention(features, features) + self.residual_projection(x.transpose(1, 2))
         projected: Tensor = self.feature_projection(self.dropout(features))

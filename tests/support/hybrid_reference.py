@@ -31,7 +31,8 @@ def reference_forward(state: Mapping[str, Tensor], x: Tensor, *, heads: int = 8)
     for index in _numbers(state, "cnn_extractor.conv_layers."):
         weight = state[f"cnn_extractor.conv_layers.{index}.weight"]
         norm = f"cnn_extractor.batch_norms.{index}"
-        convolved = F.conv1d(x, weight, padding="same")
+        kernel = weight.shape[2]
+        convolved = F.conv1d(F.pad(x, ((kernel - 1) // 2, kernel // 2)), weight)
         columns.append(
             F.relu(
                 F.batch_norm(

@@ -4,6 +4,7 @@
 standard library, numpy and Triton's utilities only.
 """
 
+import asyncio  # noqa: F401  Triton's stub imports it on the first request, which would wait 20 ms for it
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -137,3 +137,21 @@ def test_masks_are_zero_or_the_inverse_of_the_kept_share(
     assert ((masks == 0) | torch.isclose(masks, kept)).all()
     if rate == 0:
         assert (masks == 1).all()
+
+
+@given(samples=st.integers(1, 200), rate=st.floats(0, 0.95), seed=st.integers(0, 2**32))
+def test_every_unit_is_dropped_in_the_stated_share_of_the_masks(samples: int, rate: float, seed: int) -> None:
+    kept = (draw_masks(samples, 8, rate, torch.Generator().manual_seed(seed)) != 0).sum(dim=0)
+    assert ((kept - samples * (1 - rate)).abs() <= 1).all()
+
+
+def test_single_masks_keep_each_unit_with_its_probability() -> None:
+    generator = torch.Generator().manual_seed(3)
+    kept = torch.stack([draw_masks(1, 4, RATE, generator)[0] != 0 for _ in range(5_000)]).double()
+    assert (kept.mean(dim=0) - (1 - RATE)).abs().max() < 4 * (RATE * (1 - RATE) / 5_000) ** 0.5
+
+
+def test_units_are_dropped_independently_of_each_other() -> None:
+    kept = (draw_masks(DRAWS, 16, RATE, torch.Generator().manual_seed(4)) != 0).double()
+    correlations = torch.corrcoef(kept.T) - torch.eye(16)
+    assert correlations.abs().max() < 5 / DRAWS**0.5

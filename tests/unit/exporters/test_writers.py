@@ -135,7 +135,7 @@ def test_writing_twice_gives_the_same_outputs(tmp_path: Path, model_format: Mode
 
 class _Unwritable(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        raise RuntimeError("no such operator")
+        raise RuntimeError(f"no such operator for {type(x).__name__}")
 
 
 @both_formats

@@ -1,0 +1,126 @@
+"""Reads request bodies with a bound, and notices clients that leave while they wait."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive
+
+from control_plane.errors import PayloadTooLarge, UnsupportedMediaType
+
+Result = TypeVar("Result")
+
+JSON = "application/json"
+PATIENCE_S = 0.05
+"""How long a prediction waits before its client is watched: most are done by then, and watching costs a task."""
+
+
+async def read_json_body(request: Request, *, max_bytes: int) -> bytes:
+    """The whole body of a JSON request.
+
+    Raises:
+        UnsupportedMediaType: the content type is given and isn't JSON.
+        PayloadTooLarge: over `max_bytes`, as announced or as it comes; the rest isn't read.
+        ClientDisconnect: the client left before the body's end.
+    """
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            _check_content_type(value)
+        elif name == b"content-length" and value.isdigit() and int(value) > max_bytes:
+            raise _too_large(f"{int(value):,} bytes announced", max_bytes)
+    message = await _next_part(request.receive)
+    body: bytes = message.get("body", b"")
+    if len(body) > max_bytes:
+        raise _too_large("more", max_bytes)
+    if not message.get("more_body", False):
+        return body
+    parts = [body]
+    size = len(body)
+    while message.get("more_body", False):
+        message = await _next_part(request.receive)
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > max_bytes:
+            raise _too_large("more", max_bytes)
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def unless_client_leaves(request: Request, work: Callable[[], Awaitable[Result]]) -> Result:
+    """Runs the work in this task, and cancels it when the client disconnects.
+
+    The body must have been read. For the first `PATIENCE_S` seconds nobody watches, so fast answers pay only for a
+    timer.
+
+    Raises:
+        ClientDisconnect: the client left first.
+    """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  coroutines run in tasks
+    watch = _Watch(request.receive, task)
+    timer = asyncio.get_running_loop().call_later(PATIENCE_S, watch.start)
+    try:
+        return await work()
+    except asyncio.CancelledError:
+        if not watch.has_left:
+            raise
+        task.uncancel()
+        raise ClientDisconnect from None
+    finally:
+        timer.cancel()
+        watch.stop()
+
+
+class _Watch:
+    """Waits for the disconnection of one client, and then cancels the task that works for it."""
+
+    def __init__(self, receive: Receive, worker: "asyncio.Task[object]") -> None:
+        self.has_left = False
+        self._receive = receive
+        self._worker = worker
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Starts watching."""
+        self._task = asyncio.get_running_loop().create_task(self._wait())
+
+    def stop(self) -> None:
+        """Ends watching, if it was started."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.has_left = True
+        self._worker.cancel()
+
+
+async def _next_part(receive: Receive) -> Message:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message
+
+
+def _check_content_type(value: bytes) -> None:
+    essence = value.partition(b";")[0].strip().lower()
+    if essence not in (b"application/json", b"") and not (
+        essence.startswith(b"application/") and essence.endswith(b"+json")
+    ):
+        raise UnsupportedMediaType(
+            "The body's content type is not read here.",
+            expected=JSON,
+            got=value.decode("latin-1")[:100],
+            remedy=f"Send JSON, with Content-Type: {JSON}.",
+        )
+
+
+def _too_large(got: str, max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        "The body is too large.",
+        expected=f"at most {max_bytes:,} bytes",
+        got=got,
+        remedy="Split the request; limits.max_body_bytes sets the bound.",
+    )

@@ -1,0 +1,94 @@
+"""Builds the application: the resources in its lifespan, the routers on top."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from control_plane import __version__
+from control_plane.api import docs, health, metrics, models, predict, version
+from control_plane.api.body_limit import BodyLimit
+from control_plane.api.middleware import Draining, RequestEnvelope
+from control_plane.api.problem import install_handlers
+from control_plane.api.resources import Resources
+from control_plane.background import background_tasks
+from control_plane.inference.predictor import Predictor
+from control_plane.models.aliases import Aliases
+from control_plane.models.cache import ModelCache
+from control_plane.models.operations import ModelOperations
+from control_plane.models.reconciler import Reconciler
+from control_plane.models.registry import ModelRegistry
+from control_plane.settings import Settings
+from control_plane.store.lock import Locks
+from control_plane.store.redis import open_store
+from control_plane.triton.client import connect
+
+API_PREFIX = "/api/v1"
+_DESCRIPTION = """\
+Forecasts with their uncertainty, and trading actions, from models that NVIDIA Triton runs.
+
+Errors are `application/problem+json` (RFC 9457). Every answer carries `X-Request-ID`.
+"""
+
+
+def create_app(settings: Settings, *, draining: Draining | None = None) -> FastAPI:
+    """The application for one worker. Nothing is opened until its lifespan begins."""
+    draining = draining or Draining()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with open_resources(settings) as resources:
+            yield {"resources": resources}
+
+    app = FastAPI(
+        title="Model serving",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    install_handlers(app)
+    app.router.routes.extend(predict.routes(API_PREFIX))
+    for router in (models.router, health.router, metrics.router):
+        app.include_router(router, prefix=API_PREFIX)
+    app.include_router(metrics.root_router)
+    app.include_router(version.router)
+    docs.mount_docs(app)
+    _describe(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
+    app.add_middleware(RequestEnvelope, draining=draining)
+    return app
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
+    """Opens everything in the order of dependency, and closes it in reverse."""
+    async with AsyncExitStack() as stack:
+        triton = await stack.enter_async_context(connect(_triton_url(settings)))
+        redis = await stack.enter_async_context(open_store(settings.redis))
+        aliases = Aliases(redis)
+        registry = ModelRegistry(settings.triton.model_repository, aliases)
+        await registry.refresh()
+        cache = ModelCache(
+            settings=settings, store=redis, triton=triton, registry=registry, locks=Locks(redis)
+        )
+        stack.push_async_callback(cache.aclose)
+        predictor = Predictor(registry=registry, cache=cache, infer=triton.infer, settings=settings)
+        reconciler = Reconciler(
+            settings=settings, triton=triton, registry=registry, aliases=aliases, cache=cache
+        )
+        yield Resources(
+            settings=settings,
+            triton=triton,
+            redis=redis,
+            registry=registry,
+            cache=cache,
+            operations=ModelOperations(),
+            predictor=predictor,
+        )
+
+
+def _triton_url(settings: Settings) -> str:
+    return settings.triton.grpc_url or f"127.0.0.1:{settings.triton.grpc_port}"

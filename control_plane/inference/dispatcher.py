@@ -1,0 +1,374 @@
+"""The dispatcher of one Triton model: a bounded number of calls in flight, and a bounded priority queue before them.
+
+While all calls are in flight, requests wait; a free one takes as many rows as fit, highest priority and oldest first.
+That one rule gives batching, priority, back-pressure and deadlines, and spreads the cost of a gRPC call over the
+requests that share it. What may share a call, and in which order, is `queue.py`'s.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from control_plane.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    ModelNotReady,
+    QueueFull,
+    ShuttingDown,
+    TritonUnavailable,
+)
+from control_plane.inference.queue import Entry, RequestQueue
+from control_plane.inference.tensors import Array
+from control_plane.telemetry import metrics
+
+Tensors = Mapping[str, Array]
+_PASSED_ON = (ModelNotReady, TritonUnavailable, DeadlineExceeded)
+
+
+class Infer(Protocol):
+    """One inference call; `control_plane.triton.client.TritonClient.infer` is one."""
+
+    async def __call__(
+        self, model: str, inputs: Tensors, outputs: Sequence[str], *, timeout_s: float
+    ) -> Mapping[str, Array]:
+        """Runs the call; arrays are by Triton tensor name, with a leading batch axis."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatcherLimits:
+    """A dispatcher's bounds."""
+
+    max_rows: int
+    """Most rows of one call."""
+    calls_in_flight: int
+    """Most calls to Triton at once."""
+    max_queue_size: int
+    """Most requests waiting."""
+    hold_back_s: float = 0.0
+    """Longest time a request waits for others to share its call while a call is free."""
+    call_timeout_s: float = 30.0
+    """Longest time of one call."""
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """What the queue carries: a request's tensors, and who waits for them."""
+
+    inputs: Tensors
+    outputs: Sequence[str]
+    deadline: float
+    answer: "asyncio.Future[Tensors]"
+    expiry: asyncio.TimerHandle | None = None
+
+
+_Entry = Entry[_Request]
+
+
+class Dispatcher:
+    """Sends the requests of one Triton model.
+
+    Args:
+        model: Triton's model name.
+        infer: Makes one call.
+        limits: See there.
+        clock: Monotonic time in seconds; deadlines are by it.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        infer: Infer,
+        limits: DispatcherLimits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model = model
+        self.limits = limits
+        self._infer = infer
+        self._clock = clock
+        self._queue: RequestQueue[_Request] = RequestQueue()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._wake: asyncio.Handle | None = None
+        self._hold: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Event | None = None
+        self._queue_depth = metrics.DISPATCHER_QUEUE_DEPTH.labels(model)
+        self._calls_in_flight = metrics.DISPATCHER_CALLS_IN_FLIGHT.labels(model)
+        self._wait_s = metrics.DISPATCHER_WAIT.labels(model)
+        self._merged_rows = metrics.DISPATCHER_MERGED_ROWS.labels(model)
+        self._call_s = metrics.TRITON_CALL.labels(model)
+        self._expired = metrics.DISPATCHER_DROPPED.labels(model, "expired")
+        self._cancelled = metrics.DISPATCHER_DROPPED.labels(model, "cancelled")
+        self._refused = metrics.DISPATCHER_DROPPED.labels(model, "queue_full")
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls in flight."""
+        return len(self._calls)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is in flight."""
+        return not self._queue and not self._calls
+
+    async def submit(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[str],
+        *,
+        lane: Hashable,
+        deadline: float,
+        priority: int = 3,
+        is_admitted: bool = False,
+    ) -> Tensors:
+        """Runs a request, alone or in one call with others of its lane.
+
+        Cancelling the caller drops the request, and never touches those that share its call.
+
+        Args:
+            inputs: Arrays by Triton tensor name, with a leading batch axis, checked against the model's shapes.
+            outputs: Triton names of the wanted outputs.
+            lane: Requests with equal lanes may share a call: they agree in outputs and in all but the batch axis.
+            deadline: By the clock; the request isn't sent after it, and fails at it.
+            priority: 1 (highest) to 5.
+            is_admitted: A further part of a request that was let in already: the queue's bound doesn't hold for it.
+
+        Returns:
+            Read-only views by Triton tensor name, of this request's rows.
+
+        Raises:
+            QueueFull: too many wait.
+            DeadlineExceeded: the deadline passed.
+            ShuttingDown: `close` was called.
+            ServingError: what the call raised.
+        """
+        entry = self._enqueue(inputs, outputs, lane, deadline, priority, is_admitted=is_admitted)
+        try:
+            return await entry.payload.answer
+        except asyncio.CancelledError:
+            if self._queue.remove(entry):
+                self._cancelled.inc()
+                self._check_drained()
+            raise
+        finally:
+            if entry.payload.expiry is not None:
+                entry.payload.expiry.cancel()
+
+    async def close(self, *, timeout_s: float = 30.0) -> None:
+        """Refuses new requests and waits for those that it has; past the timeout these fail with ShuttingDown."""
+        self._drained = asyncio.Event()
+        self._send()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._drained.wait()
+        except TimeoutError:
+            for entry in list(self._queue):
+                self._queue.remove(entry)
+                _fail(entry, ShuttingDown("The server stopped before this request was sent."))
+            calls = list(self._calls)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    def _enqueue(
+        self,
+        inputs: Tensors,
+        outputs: Sequence[str],
+        lane: Hashable,
+        deadline: float,
+        priority: int,
+        *,
+        is_admitted: bool,
+    ) -> _Entry:
+        now = self._clock()
+        if self._drained is not None:
+            raise ShuttingDown("The server is stopping.", remedy="Try another replica, or again shortly.")
+        if deadline <= now:
+            self._expired.inc()
+            raise _expiry_error()
+        loop = asyncio.get_running_loop()
+        request = _Request(inputs, outputs, deadline, loop.create_future())
+        entry = Entry(
+            payload=request,
+            lane=lane,
+            rows=len(next(iter(inputs.values()))),
+            priority=priority,
+            enqueued=now,
+            displaceable=not is_admitted,
+        )
+        if len(self._queue) >= self.limits.max_queue_size and not is_admitted:
+            self._make_room(entry)
+        request.expiry = loop.call_later(deadline - now, self._expire, entry)
+        self._queue.put(entry)
+        self._wake_soon(loop)
+        return entry
+
+    def _make_room(self, entry: _Entry) -> None:
+        """Refuses whom the full queue has no room for: one that waits with a lower priority, else the new request.
+
+        Raises:
+            QueueFull: it is the new one.
+        """
+        self._refused.inc()
+        refusal = QueueFull(
+            f"{self.model} has {len(self._queue)} requests waiting.",
+            expected=f"at most {self.limits.max_queue_size} waiting",
+            got="one more",
+            remedy="Try again after Retry-After, or send several rows in one request.",
+        )
+        displaced = self._queue.displaced_by(entry)
+        if displaced is None:
+            raise refusal
+        self._queue.remove(displaced)
+        _fail(displaced, refusal)
+
+    def _wake_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Not at once: what else this turn of the event loop brings can share the call.
+        if len(self._calls) < self.limits.calls_in_flight and self._wake is None:
+            self._wake = loop.call_soon(self._send)
+            self._end_hold()
+
+    def _end_hold(self) -> None:
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+
+    def _expire(self, entry: _Entry) -> None:
+        if self._queue.remove(entry):
+            self._expired.inc()
+        _fail(entry, _expiry_error())
+        self._check_drained()
+
+    def _send(self) -> None:
+        """Starts as many calls as are free and have something to carry."""
+        self._wake = None
+        self._end_hold()
+        hold_back_s = self.limits.hold_back_s if self._drained is None else 0.0
+        now = self._clock()
+        while self._queue and len(self._calls) < self.limits.calls_in_flight:
+            entries = self._queue.take(self.limits.max_rows, now=now, hold_back_s=hold_back_s)
+            if not entries:
+                ready_at = self._queue.ready_at(self.limits.max_rows, hold_back_s=hold_back_s)
+                if ready_at is not None:
+                    self._hold = asyncio.get_running_loop().call_later(max(0.0, ready_at - now), self._send)
+                break
+            if not (live := self._drop_dead(entries, now)):
+                continue
+            for entry in live:
+                self._wait_s.observe(now - entry.enqueued)
+            call = asyncio.get_running_loop().create_task(self._call(live, now))
+            self._calls.add(call)
+            call.add_done_callback(self._finish)
+        self._queue_depth.set(len(self._queue))
+        self._calls_in_flight.set(len(self._calls))
+        self._check_drained()
+
+    def _drop_dead(self, entries: list[_Entry], now: float) -> list[_Entry]:
+        """Drops who has gone (its future is done), and who expired but whose timer hasn't run yet."""
+        live = []
+        for entry in entries:
+            if entry.payload.answer.done():
+                self._cancelled.inc()
+            elif entry.payload.deadline <= now:
+                self._expired.inc()
+                _fail(entry, _expiry_error())
+            else:
+                live.append(entry)
+        return live
+
+    def _finish(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._send()
+
+    async def _call(self, entries: list[_Entry], started: float) -> None:
+        """Makes one call and hands out its result. Never raises: what goes wrong is its requests' answer."""
+        try:
+            outputs = await self._infer(
+                self.model,
+                _merge([entry.payload.inputs for entry in entries]),
+                entries[0].payload.outputs,
+                timeout_s=min(
+                    self.limits.call_timeout_s, max(entry.payload.deadline for entry in entries) - started
+                ),
+            )
+            _hand_out(entries, outputs)
+        except asyncio.CancelledError:
+            for entry in entries:
+                _fail(entry, ShuttingDown("The server stopped while this request was computed."))
+            raise
+        except _PASSED_ON as error:
+            for entry in entries:
+                _fail(entry, error)
+        except Exception as error:  # noqa: BLE001  it becomes the answer of those who wait, who handle it
+            self._retry_apart(entries, error)
+        finally:
+            self._call_s.observe(self._clock() - started)
+            self._merged_rows.observe(sum(entry.rows for entry in entries))
+
+    def _retry_apart(self, entries: list[_Entry], error: Exception) -> None:
+        """Sends the members of a failed call once more, each alone, so that one bad one doesn't spoil the others."""
+        if len(entries) == 1:
+            _fail(entries[0], error)
+            return
+        for entry in entries:
+            if not entry.payload.answer.done():
+                entry.alone, entry.displaceable = True, False
+                self._queue.put(entry)
+
+    def _check_drained(self) -> None:
+        if self._drained is not None and self.is_idle:
+            self._drained.set()
+
+
+def _expiry_error() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "The request's deadline passed before its answer was ready.",
+        remedy="Raise timeout_ms, or try again when the server is less busy.",
+    )
+
+
+def _fail(entry: _Entry, error: Exception) -> None:
+    if not entry.payload.answer.done():
+        entry.payload.answer.set_exception(error)
+
+
+def _merge(members: list[Tensors]) -> Tensors:
+    if len(members) == 1:
+        return members[0]
+    return {name: np.concatenate([member[name] for member in members]) for name in members[0]}
+
+
+def _hand_out(entries: list[_Entry], outputs: Tensors) -> None:
+    """Gives each request the views of its own rows.
+
+    Raises:
+        InferenceFailed: an output lacks rows; before anyone got any.
+    """
+    rows = sum(entry.rows for entry in entries)
+    short: Any = next(
+        (name for name, array in outputs.items() if array.ndim == 0 or len(array) != rows), None
+    )
+    if short is not None:
+        raise InferenceFailed(
+            f"The output {short} doesn't have one row for each of the input.",
+            expected=f"{rows} rows",
+            got=f"shape {outputs[short].shape}",
+        )
+    start = 0
+    for entry in entries:
+        end = start + entry.rows
+        if not entry.payload.answer.done():
+            own = (
+                outputs if len(entries) == 1 else {name: array[start:end] for name, array in outputs.items()}
+            )
+            entry.payload.answer.set_result(own)
+        start = end

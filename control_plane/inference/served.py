@@ -1,0 +1,109 @@
+"""The versions that this worker serves: for each its kind, its dispatcher and its accounts, made on first use."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from control_plane.inference.accounts import ModelAccounts
+from control_plane.inference.dispatcher import Dispatcher, DispatcherLimits, Infer
+from control_plane.inference.hybrid import HybridModel
+from control_plane.inference.plans import Kind
+from control_plane.inference.ready_made import ReadyMadeModel
+from control_plane.inference.requests import HYBRID, RL_ENSEMBLE
+from control_plane.inference.rl_ensemble import RLEnsembleModel
+from control_plane.models.card import ModelCard
+from control_plane.models.registry import ModelVersion
+from control_plane.settings import Settings
+
+KINDS: dict[str, Callable[[ModelCard], Kind]] = {HYBRID: HybridModel, RL_ENSEMBLE: RLEnsembleModel}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """What it takes to serve one version."""
+
+    card: ModelCard
+    kind: Kind
+    dispatcher: Dispatcher
+    accounts: ModelAccounts
+
+
+class ServedModels:
+    """All of them.
+
+    Args:
+        infer: Makes one call to Triton.
+        settings: For the dispatchers' limits.
+        is_registered: Whether a Triton model is still registered; the dispatchers of others go once they are idle.
+        clock: Monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        infer: Infer,
+        settings: Settings,
+        is_registered: Callable[[str], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self._infer = infer
+        self._settings = settings
+        self._is_registered = is_registered
+        self._clock = clock
+        self._served: dict[str, ServedModel] = {}
+        self._retired: list[Dispatcher] = []
+        self._is_closed = False
+
+    def of(self, model: ModelVersion) -> ServedModel:
+        """The served model of a version; made anew when its card has changed."""
+        served = self._served.get(model.key)
+        if served is None or served.card is not model.card:
+            served = self._served[model.key] = self._serve(model, served)
+        return served
+
+    def forget_unregistered(self) -> None:
+        """Drops idle dispatchers of versions that are no longer registered."""
+        for key, served in list(self._served.items()):
+            if served.dispatcher.is_idle and not self._is_registered(key):
+                del self._served[key]
+        self._retired = [dispatcher for dispatcher in self._retired if not dispatcher.is_idle]
+
+    def figures(self) -> dict[str, dict[str, int]]:
+        """Requests waiting and calls in flight, by Triton model."""
+        return {
+            key: {"waiting": served.dispatcher.waiting, "calls_in_flight": served.dispatcher.in_flight}
+            for key, served in self._served.items()
+        }
+
+    async def close(self, *, timeout_s: float) -> None:
+        """Drains all dispatchers."""
+        dispatchers = [served.dispatcher for served in self._served.values()] + self._retired
+        await asyncio.gather(*(dispatcher.close(timeout_s=timeout_s) for dispatcher in dispatchers))
+
+    def _serve(self, model: ModelVersion, known: ServedModel | None) -> ServedModel:
+        self.forget_unregistered()
+        limits = limits_of(model.card, self._settings)
+        if known is not None and known.dispatcher.limits == limits:
+            dispatcher = known.dispatcher
+        else:
+            dispatcher = Dispatcher(model=model.key, infer=self._infer, limits=limits, clock=self._clock)
+            if known is not None:
+                self._retired.append(known.dispatcher)
+        return ServedModel(
+            card=model.card,
+            kind=KINDS.get(model.model_type, ReadyMadeModel)(model.card),
+            dispatcher=dispatcher,
+            accounts=ModelAccounts(model.model_type, model.version),
+        )
+
+
+def limits_of(card: ModelCard, settings: Settings) -> DispatcherLimits:
+    """The dispatcher's bounds for one version."""
+    batching = settings.batch_processing
+    return DispatcherLimits(
+        max_rows=max(1, min(batching.max_batch_size, card.max_batch_size)),
+        calls_in_flight=batching.calls_in_flight or 2 * max(1, card.instance_count),
+        max_queue_size=batching.max_queue_size,
+        hold_back_s=batching.batch_timeout_ms / 1000,
+        call_timeout_s=settings.triton.timeout_s,
+    )

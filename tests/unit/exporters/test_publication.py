@@ -1,0 +1,236 @@
+"""Publication: whole or not at all, whatever stops it."""
+
+import fcntl
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from exporters import publication
+from exporters.errors import ExportError, ExportFailed, NotEnoughSpace
+from exporters.publication import STAGING, locked, publish, remove_dead, staged
+
+NAME = "volatility-v1.0"
+
+
+def write_version(folder: Path, content: str) -> None:
+    (folder / "1" / "model.onnx").write_text(content)
+    (folder / "model.json").write_text(content)
+
+
+def publish_version(repository: Path, content: str) -> Path:
+    with locked(repository, NAME), staged(repository, NAME) as folder:
+        write_version(folder, content)
+        return publish(repository, folder, NAME)
+
+
+def content_of(repository: Path) -> dict[str, str]:
+    folder = repository / NAME
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def staging_of(repository: Path) -> list[str]:
+    return sorted(entry.name for entry in (repository / STAGING).iterdir() if entry.suffix != ".lock")
+
+
+def whole(content: str) -> dict[str, str]:
+    return {"1/model.onnx": content, "model.json": content}
+
+
+def test_publish_puts_the_whole_folder_in_place(tmp_path):
+    folder = publish_version(tmp_path / "deep" / "repository", "new")
+
+    assert folder == tmp_path / "deep" / "repository" / NAME
+    assert content_of(folder.parent) == whole("new")
+    assert staging_of(folder.parent) == []
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_publish_over_a_version_replaces_it_whole(tmp_path, monkeypatch, exchange):
+    if not exchange:  # as on a file system without RENAME_EXCHANGE
+        monkeypatch.setattr(publication, "_RENAME_EXCHANGE", 1 << 20)
+    publish_version(tmp_path, "old")
+    (tmp_path / NAME / "left.txt").write_text("x")
+
+    publish_version(tmp_path, "new")
+
+    assert content_of(tmp_path) == whole("new")
+    assert staging_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, OSError])
+def test_staged_whose_body_fails_leaves_the_published_version(tmp_path, error):
+    publish_version(tmp_path, "old")
+
+    with pytest.raises((error, ExportFailed)), staged(tmp_path, NAME) as folder:
+        write_version(folder, "new")
+        raise error
+
+    assert content_of(tmp_path) == whole("old")
+    assert staging_of(tmp_path) == []
+
+
+def _dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_staged_removes_what_a_dead_process_left(tmp_path):
+    dead, alive = f"{NAME}.{_dead_process()}.abcd", f"{NAME}.{os.getppid()}.abcd"
+    for name in (dead, alive, "not-ours"):
+        (tmp_path / STAGING / name / "1").mkdir(parents=True)
+
+    publish_version(tmp_path, "new")
+
+    assert staging_of(tmp_path) == sorted([alive, "not-ours"])
+
+
+def test_remove_dead_restores_a_version_lost_between_two_renames(tmp_path):
+    publish_version(tmp_path, "old")
+    (tmp_path / NAME).rename(tmp_path / STAGING / f"{NAME}.{_dead_process()}.old")
+
+    remove_dead(tmp_path)
+
+    assert content_of(tmp_path) == whole("old")
+
+
+def test_remove_dead_spares_a_process_of_another_container_that_holds_its_lock(tmp_path):
+    staging = tmp_path / STAGING / f"{NAME}.{_dead_process()}.abcd"
+    staging.mkdir(parents=True)
+    with (tmp_path / STAGING / f"{NAME}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        assert remove_dead(tmp_path) == ()
+
+    assert remove_dead(tmp_path) == (staging.name,)
+
+
+_EXPORTER = """
+import sys, time
+from pathlib import Path
+from exporters.publication import locked, publish, staged
+repository, name, content, stop = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+with locked(repository, name), staged(repository, name) as folder:
+    (folder / "1" / "model.onnx").write_text(content)
+    print("staged", flush=True)
+    time.sleep(60 if stop == "staged" else 0)
+    (folder / "model.json").write_text(content)
+    publish(repository, folder, name)
+print("published", flush=True)
+"""
+
+
+def _exporter(repository: Path, content: str, stop: str = "") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _EXPORTER, str(repository), NAME, content, stop],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_staged_in_a_process_killed_half_way_leaves_the_old_version_and_is_cleaned_up_later(tmp_path):
+    publish_version(tmp_path, "old")
+    with _exporter(tmp_path, "new", "staged") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "staged\n"
+        process.send_signal(signal.SIGKILL)
+    assert content_of(tmp_path) == whole("old")
+    assert len(staging_of(tmp_path)) == 1
+
+    publish_version(tmp_path, "newer")
+
+    assert content_of(tmp_path) == whole("newer")
+    assert staging_of(tmp_path) == []
+
+
+def test_locked_makes_a_second_exporter_of_the_version_wait(tmp_path):
+    with locked(tmp_path, NAME), staged(tmp_path, NAME) as folder, _exporter(tmp_path, "second") as process:
+        assert process.stdout is not None
+        time.sleep(0.5)
+        assert process.poll() is None
+        write_version(folder, "first")
+        publish(tmp_path, folder, NAME)
+        assert content_of(tmp_path) == whole("first")
+        process.kill()
+
+
+def _publish_many(repository: Path, content: str) -> None:
+    for index in range(30):
+        publish_version(repository, f"{content}{index}")
+
+
+def test_publish_by_many_at_once_always_shows_one_whole_version(tmp_path):
+    publish_version(tmp_path, "first")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_publish_many, args=(tmp_path, letter)) for letter in "abc"]
+    for process in processes:
+        process.start()
+    seen = 0
+    while any(process.is_alive() for process in processes):
+        descriptor = os.open(tmp_path / NAME, os.O_RDONLY)  # one version's folder, whichever it is
+        try:
+            card = _read(descriptor, "model.json")
+            artefact = _read(descriptor, "1/model.onnx")
+        finally:
+            os.close(descriptor)
+        if card is not None and artefact is not None:  # else it was replaced and removed meanwhile
+            assert card == artefact
+            seen += 1
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert seen > 0
+    assert staging_of(tmp_path) == []
+
+
+def _read(folder: int, name: str) -> bytes | None:
+    try:
+        descriptor = os.open(name, os.O_RDONLY, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(descriptor, "rb") as stream:
+        return stream.read()
+
+
+def _publish_with_file_limit(repository: Path, connection: object) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    try:
+        publish_version(repository, "x" * 100_000)
+    except ExportError as error:
+        connection.send((type(error), error.remedy))
+
+
+def test_staged_without_room_is_not_enough_space_and_leaves_nothing(tmp_path):
+    publish_version(tmp_path, "old")
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_publish_with_file_limit, args=(tmp_path, theirs))
+    process.start()
+
+    error, remedy = ours.recv()
+    process.join()
+
+    assert error is NotEnoughSpace
+    assert "Free space" in remedy
+    assert content_of(tmp_path) == whole("old")
+    assert staging_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["file", "below_a_file"])
+def test_locked_where_the_repository_is_no_folder_says_so(tmp_path, place):
+    file = tmp_path / "file"
+    file.write_text("x")
+
+    with (
+        pytest.raises(ExportFailed, match="refused"),
+        locked(file if place == "file" else file / "below", NAME),
+    ):
+        pass
