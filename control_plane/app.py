@@ -70,25 +70,56 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         redis = await stack.enter_async_context(open_store(settings.redis))
         aliases = Aliases(redis)
         registry = ModelRegistry(settings.triton.model_repository, aliases)
-        await registry.refresh()
         cache = ModelCache(
             settings=settings, store=redis, triton=triton, registry=registry, locks=Locks(redis)
         )
-        stack.push_async_callback(cache.aclose)
+        operations = ModelOperations(
+            settings=settings, store=redis, triton=triton, registry=registry, aliases=aliases, cache=cache
+        )
         predictor = Predictor(registry=registry, cache=cache, infer=triton.infer, settings=settings)
         reconciler = Reconciler(
             settings=settings, triton=triton, registry=registry, aliases=aliases, cache=cache
         )
+        await registry.refresh()
+        await stack.enter_async_context(
+            background_tasks(
+                {
+                    "redis_listener": redis.run_listener,
+                    "cache_flusher": cache.run_flusher,
+                    "reconciler": reconciler.run,
+                    "model_operations": operations.run,
+                    "dispatcher_sweeper": predictor.run_sweeper,
+                }
+            )
+        )
+        # In reverse: predictions end first, then loads, and the flusher writes what they counted.
+        stack.push_async_callback(cache.aclose)
+        stack.push_async_callback(operations.aclose)
+        stack.push_async_callback(predictor.close, timeout_s=settings.api.shutdown_timeout_s)
         yield Resources(
             settings=settings,
             triton=triton,
             redis=redis,
             registry=registry,
             cache=cache,
-            operations=ModelOperations(),
+            operations=operations,
             predictor=predictor,
         )
 
 
 def _triton_url(settings: Settings) -> str:
     return settings.triton.grpc_url or f"127.0.0.1:{settings.triton.grpc_port}"
+
+
+def _describe(app: FastAPI) -> None:
+    """Adds the routes of the hot path, which FastAPI doesn't know, to the OpenAPI document."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            predict.describe(document, API_PREFIX)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

@@ -3,7 +3,9 @@
 import asyncio
 import signal
 import socket
+from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
@@ -15,14 +17,16 @@ from control_plane.settings import Settings
 log = structlog.get_logger()
 
 LAME_DUCK_S = 0.5
+LAST_REQUESTS_S = 0.3
 
 
 class DrainingServer(uvicorn.Server):
-    """Announces its end before it stops.
+    """Announces its end before it stops, so that no request it accepted is lost.
 
     From the first SIGTERM on, every answer says `Connection: close` and readiness fails, while requests are still
-    taken; after `LAME_DUCK_S` seconds the sockets close and uvicorn waits for what is in flight. So clients on
-    keep-alive connections leave by themselves, instead of losing a request to a closing connection.
+    taken; clients on keep-alive connections leave by themselves. After `LAME_DUCK_S` seconds the listening socket
+    closes, emptied first: a connection that the kernel has accepted is served. Connections without a request then have
+    `LAST_REQUESTS_S` seconds to send theirs, and what is in flight is waited for.
     """
 
     def __init__(self, config: uvicorn.Config, draining: Draining) -> None:
@@ -30,13 +34,43 @@ class DrainingServer(uvicorn.Server):
         self._draining = draining
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal starts the drain; a second one stops at once."""
+        """The first SIGTERM starts the drain; a second one, or SIGINT, stops at once."""
         if self._draining.started or sig == signal.SIGINT:
             super().handle_exit(sig, frame)
             return
         self._draining.started = True
         log.info("drain_started", lame_duck_s=LAME_DUCK_S)
         asyncio.get_running_loop().call_later(LAME_DUCK_S, super().handle_exit, sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes the listening sockets, serves what they had accepted, and then stops as uvicorn does."""
+        if self._draining.started:
+            listeners = [listener.dup() for server in self.servers for listener in server.sockets]
+            for server in self.servers:
+                server.close()
+            for listener in listeners:
+                await self._serve_the_waiting(listener)
+            deadline = asyncio.get_running_loop().time() + LAST_REQUESTS_S
+            while self.server_state.connections and asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
+
+    async def _serve_the_waiting(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        waiting = []
+        with suppress(BlockingIOError):
+            while True:
+                waiting.append(listener.accept()[0])
+        listener.close()
+        for connection in waiting:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol_class: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
 
 def run_worker(settings: Settings, *, socket_fd: int | None) -> None:

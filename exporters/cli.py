@@ -1,6 +1,7 @@
 """The exporters' command line. Each command parses, calls one function, and prints; nothing is decided here."""
 
 import json
+import os
 import sys
 import tempfile
 import traceback
@@ -270,6 +271,19 @@ def publish_missing(
         )
     if not found:
         typer.echo(f"{checkpoints} holds no checkpoints named TYPE-VERSION.pth.")
+
+
+@app.command()
+def demo_checkpoints(
+    checkpoints: Annotated[Path, typer.Option(help="Folder for the checkpoints.")] = Path("checkpoints"),
+    report: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("docs/demo_models.md"),
+) -> None:
+    """Trains the two committed demonstration checkpoints again, on real data; takes a few minutes.
+
+    The same as python -m exporters.demo, which has more options.
+    """
+    arguments = ["--checkpoints", str(checkpoints), "--report", str(report)]
+    os.execv(sys.executable, [sys.executable, "-m", "exporters.demo", *arguments])  # noqa: S606 - our own module
 
 
 def _configuration(file: Path | None, settings: list[str] | None) -> dict[str, Any] | None:

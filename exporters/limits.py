@@ -60,7 +60,8 @@ def _lower(kind: int, soft: int, hard: int) -> None:
 
 
 def _on_cpu_limit(number: int, frame: FrameType | None) -> NoReturn:
-    del number, frame
+    del frame
+    signal.signal(number, signal.SIG_IGN)  # it comes again each second, also into the exit
     raise CPULimitReached
 
 

@@ -4,6 +4,7 @@ Standard output carries events only: whatever a library prints goes to standard 
 before it imports anything heavy, and cleans up on SIGTERM.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -49,8 +50,9 @@ def run(limits: Limits) -> int:
 
 
 def _send(descriptor: int, line: bytes) -> None:
-    while line:
-        line = line[os.write(descriptor, line) :]
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more; the export is as good without
+        while line:
+            line = line[os.write(descriptor, line) :]
 
 
 def _on_terminate(number: int, frame: FrameType | None) -> NoReturn:

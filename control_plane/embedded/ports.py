@@ -4,6 +4,7 @@ Free ports are taken from below the kernel's ephemeral range. A port inside it c
 while its server restarts, and a client that keeps reconnecting to it can even connect to itself.
 """
 
+import asyncio
 import errno
 import random
 import socket
@@ -14,6 +15,7 @@ from control_plane.embedded.errors import PortTaken
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST = 10_240
 _ATTEMPTS = 200
+_POLL_S = 0.05
 
 
 def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
@@ -34,6 +36,17 @@ def is_free(port: int, *, host: str = "127.0.0.1") -> bool:
         _bind(host, port).close()
     except OSError:
         return False
+    return True
+
+
+async def becomes_free(port: int, *, host: str = "127.0.0.1", timeout_s: float = 1.0) -> bool:
+    """Whether the port is free within a moment: a predecessor that was just killed still holds its sockets for one."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while not is_free(port, host=host):  # nothing announces it
+        if loop.time() >= deadline:
+            return False
+        await asyncio.sleep(_POLL_S)
     return True
 
 

@@ -90,7 +90,7 @@ class RedisServer:
         binary = await asyncio.to_thread(layout.find_redis)
         folder = self._data_dir / "redis"
         folder.mkdir(parents=True, exist_ok=True)
-        if self.options.port and not ports.is_free(self.options.port, host=self.options.host):
+        if self.options.port and not await ports.becomes_free(self.options.port, host=self.options.host):
             raise _port_taken(self.options.host, self.options.port)
         for attempt in range(_BIND_ATTEMPTS):
             self._port = self.options.port or ports.free_ports(1, host=self.options.host)[0]

@@ -59,9 +59,9 @@ class WorkerOptions:
     port: int = 0
     """Port; 0 takes a free one."""
     environment: Callable[[Endpoints], Mapping[str, str]] = _no_environment
-    """Additions to the environment, from where the services are."""
+    """Additions to the workers' environment, from where the services are; called once, before the first starts."""
     ready_path: str | None = None
-    """Path that answers 200 once a worker takes requests; None counts a started worker as ready."""
+    """Path that answers 200 once a worker takes requests, whichever does; None counts a started worker as ready."""
     start_timeout_s: float = 60.0
     """Longest time until a worker is ready, in seconds."""
     drain_timeout_s: float = 30.0
@@ -142,6 +142,9 @@ class _Supervisor:
             await self._options.on_ready(self._endpoints())
             exit_code = await self._until_stop()
             self._ready = False
+            # The workers close the last copies, after they have served whoever waits in the socket's queue.
+            if self._listener is not None:
+                self._listener.close()
             log.info("server_stopping", exit_code=exit_code)
             return exit_code
 
@@ -149,6 +152,8 @@ class _Supervisor:
         options = self._options
         if options.workers is not None:
             # Bound before anything is started: a taken port is the likeliest failure.
+            if options.workers.port:
+                await ports.becomes_free(options.workers.port, host=options.workers.host)
             self._listener = stack.enter_context(ports.listen(options.workers.host, options.workers.port))
             self._api_port = int(self._listener.getsockname()[1])
         if options.redis is not None:
@@ -161,11 +166,14 @@ class _Supervisor:
             *(server.start() for server in (self._redis, self._triton) if server is not None)
         )
         if options.workers is not None and self._listener is not None:
-            self._workers = [self._worker(index, options.workers) for index in range(options.workers.count)]
+            environment = options.workers.environment(self._endpoints())
+            self._workers = [
+                self._worker(index, options.workers, environment) for index in range(options.workers.count)
+            ]
             stack.push_async_callback(self._stop_workers)
             await _all_or_first_error(*(worker.start() for worker in self._workers))
 
-    def _worker(self, index: int, options: WorkerOptions) -> Child:
+    def _worker(self, index: int, options: WorkerOptions, environment: Mapping[str, str]) -> Child:
         assert self._listener is not None  # noqa: S101  bound in _start
         fd = self._listener.fileno()
         address = self._listener.getsockname()
@@ -180,7 +188,7 @@ class _Supervisor:
                 name=f"worker-{index}",
                 command=tuple(part.replace(FD_PLACEHOLDER, str(fd)) for part in options.command),
                 log_path=self._data_dir / "logs" / f"worker-{index}.log",
-                environment=options.environment(self._endpoints()),
+                environment=environment,
                 inherited_fds=(fd,),
                 start_timeout_s=options.start_timeout_s,
                 stop_timeout_s=options.drain_timeout_s,

@@ -128,6 +128,7 @@ class Dispatcher:
         lane: Hashable,
         deadline: float,
         priority: int = 3,
+        group: Hashable | None = None,
         is_admitted: bool = False,
     ) -> Tensors:
         """Runs a request, alone or in one call with others of its lane.
@@ -140,6 +141,7 @@ class Dispatcher:
             lane: Requests with equal lanes may share a call: they agree in outputs and in all but the batch axis.
             deadline: By the clock; the request isn't sent after it, and fails at it.
             priority: 1 (highest) to 5.
+            group: At most one request of a group is in a call: the slices of a large one.
             is_admitted: A further part of a request that was let in already: the queue's bound doesn't hold for it.
 
         Returns:
@@ -151,7 +153,19 @@ class Dispatcher:
             ShuttingDown: `close` was called.
             ServingError: what the call raised.
         """
-        entry = self._enqueue(inputs, outputs, lane, deadline, priority, is_admitted=is_admitted)
+        now = self._clock()
+        self._check_admission(now, deadline)
+        request = _Request(inputs, outputs, deadline, asyncio.get_running_loop().create_future())
+        entry = Entry(
+            payload=request,
+            lane=lane,
+            rows=len(next(iter(inputs.values()))),
+            priority=priority,
+            enqueued=now,
+            displaceable=not is_admitted,
+            group=group,
+        )
+        self._enqueue(entry, now)
         try:
             return await entry.payload.answer
         except asyncio.CancelledError:
@@ -179,38 +193,20 @@ class Dispatcher:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
 
-    def _enqueue(
-        self,
-        inputs: Tensors,
-        outputs: Sequence[str],
-        lane: Hashable,
-        deadline: float,
-        priority: int,
-        *,
-        is_admitted: bool,
-    ) -> _Entry:
-        now = self._clock()
+    def _check_admission(self, now: float, deadline: float) -> None:
         if self._drained is not None:
             raise ShuttingDown("The server is stopping.", remedy="Try another replica, or again shortly.")
         if deadline <= now:
             self._expired.inc()
             raise _expiry_error()
-        loop = asyncio.get_running_loop()
-        request = _Request(inputs, outputs, deadline, loop.create_future())
-        entry = Entry(
-            payload=request,
-            lane=lane,
-            rows=len(next(iter(inputs.values()))),
-            priority=priority,
-            enqueued=now,
-            displaceable=not is_admitted,
-        )
-        if len(self._queue) >= self.limits.max_queue_size and not is_admitted:
+
+    def _enqueue(self, entry: _Entry, now: float) -> None:
+        if len(self._queue) >= self.limits.max_queue_size and entry.displaceable:
             self._make_room(entry)
-        request.expiry = loop.call_later(deadline - now, self._expire, entry)
+        loop = asyncio.get_running_loop()
+        entry.payload.expiry = loop.call_later(entry.payload.deadline - now, self._expire, entry)
         self._queue.put(entry)
         self._wake_soon(loop)
-        return entry
 
     def _make_room(self, entry: _Entry) -> None:
         """Refuses whom the full queue has no room for: one that waits with a lower priority, else the new request.

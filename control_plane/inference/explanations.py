@@ -86,9 +86,10 @@ def explain(error: Exception, body: bytes, fields: Mapping[str, str], *, base: s
     if isinstance(error, RecursionError):
         if not base and not body.lstrip().startswith(b"{"):
             return MalformedRequest(
-                "The body is nested too deeply.",
+                "The body is nested too deeply to be read.",
                 expected="a JSON object",
                 got="hundreds of nested arrays or more",
+                remedy=_ARRAYS,
             )
         return InvalidInput(
             f"{base or 'The body'} is nested too deeply.",

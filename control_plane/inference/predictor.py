@@ -25,6 +25,8 @@ from control_plane.settings import Settings
 NO_EXPERIMENT = "none"
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
+_SWEEP_INTERVAL_S = 30.0
+_SWEEP_S = 30.0
 
 
 class Predictor:
@@ -131,6 +133,18 @@ class Predictor:
         """Drops idle dispatchers of versions that are no longer registered."""
         self._served.forget_unregistered()
 
+    async def run_sweeper(self) -> None:
+        """Forgets versions that are gone, every `_SWEEP_S` seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            self.forget_unregistered()
+
+    async def run_sweeper(self) -> None:
+        """Drops them every now and then, for as long as the worker runs."""
+        while True:
+            await asyncio.sleep(_SWEEP_INTERVAL_S)
+            self.forget_unregistered()
+
     async def close(self, *, timeout_s: float) -> None:
         """Refuses new requests and waits for those in flight."""
         await self._served.close(timeout_s=timeout_s)
@@ -198,6 +212,7 @@ class Predictor:
         starts = range(0, plan.rows, most)
         parts: list[Mapping[str, Array]] = [{}] * len(starts)
         positions = iter(range(len(starts)))
+        group = object()
 
         async def send_in_turn() -> None:
             for position in positions:
@@ -208,6 +223,7 @@ class Predictor:
                     lane=plan.lane,
                     deadline=deadline,
                     priority=priority,
+                    group=group,
                     is_admitted=position > 0,
                 )
 

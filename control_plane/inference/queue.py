@@ -22,7 +22,7 @@ Payload = TypeVar("Payload")
 class Entry(Generic[Payload]):
     """One waiting request. Only entries with equal `lane` share a call; `alone` shares with none.
 
-    One that is not `displaceable` keeps its place when the queue is full.
+    One that is not `displaceable` keeps its place when the queue is full. A call takes one entry of a `group` at most.
     """
 
     payload: Payload
@@ -32,6 +32,7 @@ class Entry(Generic[Payload]):
     enqueued: float
     alone: bool = False
     displaceable: bool = True
+    group: Hashable | None = None
 
 
 @dataclass(slots=True)
@@ -138,15 +139,18 @@ class RequestQueue(Generic[Payload]):
         lane = self._lanes[name]
         taken: list[Entry[Payload]] = []
         passed_over: list[tuple[float, int, Entry[Payload]]] = []
+        groups: set[Hashable] = set()
         rows = 0
         while lane.ordered and len(passed_over) < 16 and (rows < max_rows or not taken):
             item = heappop(lane.ordered)
             _, sequence, entry = item
             if sequence not in lane.live:
                 continue
-            if taken and rows + entry.rows > max_rows:
+            if taken and (rows + entry.rows > max_rows or entry.group in groups):
                 passed_over.append(item)
                 continue
+            if entry.group is not None:
+                groups.add(entry.group)
             taken.append(entry)
             rows += entry.rows
             del lane.live[sequence]

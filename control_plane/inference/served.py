@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from control_plane.errors import ShuttingDown
 from control_plane.inference.accounts import ModelAccounts
 from control_plane.inference.dispatcher import Dispatcher, DispatcherLimits, Infer
 from control_plane.inference.hybrid import HybridModel
@@ -55,7 +56,13 @@ class ServedModels:
         self._is_closed = False
 
     def of(self, model: ModelVersion) -> ServedModel:
-        """The served model of a version; made anew when its card has changed."""
+        """The served model of a version; made anew when its card has changed.
+
+        Raises:
+            ShuttingDown: `close` was called.
+        """
+        if self._is_closed:
+            raise ShuttingDown("The server is stopping.", remedy="Try another replica, or again shortly.")
         served = self._served.get(model.key)
         if served is None or served.card is not model.card:
             served = self._served[model.key] = self._serve(model, served)
@@ -77,6 +84,7 @@ class ServedModels:
 
     async def close(self, *, timeout_s: float) -> None:
         """Drains all dispatchers."""
+        self._is_closed = True
         dispatchers = [served.dispatcher for served in self._served.values()] + self._retired
         await asyncio.gather(*(dispatcher.close(timeout_s=timeout_s) for dispatcher in dispatchers))
 

@@ -108,7 +108,7 @@ def to_array(flat: Sequence[Any], shape: tuple[int, ...], datatype: str, *, path
         A C-contiguous array of `shape`; read-only for FP32.
 
     Raises:
-        InvalidInput: an element overflows to infinity in the datatype; names its path.
+        InvalidInput: an element overflows in the datatype; names its path.
     """
     if datatype == "FP32":
         # struct packs doubles as float32 four times as fast as numpy converts a list, and refuses what overflows.
@@ -123,8 +123,10 @@ def to_array(flat: Sequence[Any], shape: tuple[int, ...], datatype: str, *, path
         if not np.isfinite(array).all():
             raise _overflow(flat, shape, datatype, path)
         return array.reshape(shape)
-    dtype = _INTEGERS.get(datatype, np.bool_)
-    return np.array(flat, dtype=dtype).reshape(shape)
+    try:
+        return np.array(flat, dtype=_INTEGERS.get(datatype, np.bool_)).reshape(shape)
+    except OverflowError:
+        raise _beyond_uint64(flat, shape, path) from None
 
 
 def format_shape(shape: Sequence[int]) -> str:
@@ -139,7 +141,6 @@ def _decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
         element = float
     elif datatype in _INTEGERS:
         bounds = np.iinfo(_INTEGERS[datatype])
-        # msgspec's own bounds end at int64; it refuses by itself what is no uint64.
         highest = int(bounds.max) if bounds.max < 2**63 else None
         element = Annotated[int, msgspec.Meta(ge=int(bounds.min), le=highest)]
     elif datatype == "BOOL":
@@ -181,6 +182,19 @@ def _overflow(flat: Sequence[Any], shape: tuple[int, ...], datatype: str, path: 
         got=repr(flat[position]),
         remedy="Rescale the feature.",
         errors=[FieldError(path=place, message=f"overflows {datatype}, got {flat[position]!r}")],
+    )
+
+
+def _beyond_uint64(flat: Sequence[int], shape: tuple[int, ...], path: str) -> InvalidInput:
+    """The one range that msgspec's own bounds, which end at int64, leave unchecked."""
+    position = next(index for index, value in enumerate(flat) if value >= 2**64)
+    place = path + _subscripts(position, shape)
+    return InvalidInput(
+        f"{place} is too large for UINT64.",
+        expected="integers from 0 to 18446744073709551615",
+        got=repr(flat[position])[:80],
+        remedy=_REMEDY,
+        errors=[FieldError(path=place, message="too large for UINT64")],
     )
 
 

@@ -17,7 +17,7 @@ class Belief:
 
     __slots__ = (
         "acknowledged", "draining", "fence", "hits", "in_flight", "last_used", "leased", "lost_fence", "model_type",
-        "owed", "ready", "ready_since", "told_hits", "told_uses", "uses",
+        "owed", "ready", "ready_since", "told_hits", "told_used", "told_uses", "uses",
     )  # fmt: skip
 
     def __init__(self, model_type: str) -> None:
@@ -26,6 +26,7 @@ class Belief:
         self.ready_since = 0.0
         self.in_flight = 0
         self.last_used = 0.0
+        self.told_used = 0.0
         self.uses = 0
         self.told_uses = 0
         self.hits = 0
@@ -165,10 +166,15 @@ class Beliefs:
                     self.urgent = True
             self._set(belief, ready=slot.state is SlotState.READY and slot.fence > belief.lost_fence)
 
-    def take_batch(self) -> FlushBatch:
-        """What Redis is to be told now. The same batch comes again until `confirm` or `forget_confirmed`.
+    @property
+    def has_pending(self) -> bool:
+        """Whether a batch waits for its confirmation."""
+        return self._pending is not None
 
-        Leases and acknowledgements are always the present ones; counts are those of the pending batch.
+    def take_batch(self) -> FlushBatch:
+        """What Redis is to be told now.
+
+        Counts are those of the pending batch, the same until `confirm` or `forget_confirmed`; all else is the present.
         """
         self.dirty = False
         self.urgent = False
@@ -176,6 +182,11 @@ class Beliefs:
             self._pending = self._next_counts()
             self.batch += 1
         return FlushBatch(
+            touched=tuple(
+                (key, repr(belief.last_used))
+                for key, belief in self._models.items()
+                if belief.last_used > belief.told_used
+            ),
             uses=self._pending.uses,
             stats=self._pending.stats,
             leased=tuple(key for key, belief in self._models.items() if belief.in_flight > 0),
@@ -193,6 +204,8 @@ class Beliefs:
         """Redis has taken the batch; `counted` unless it lost its memory, and the counts have to wait."""
         if counted:
             self._pending = None
+        for key, used in batch.touched:
+            self._models[key].told_used = float(used)
         for key in batch.leased:
             self._models[key].leased = True
         for key in batch.released:
@@ -214,6 +227,7 @@ class Beliefs:
         self._told = dict.fromkeys(COUNTED, 0)
         for belief in self._models.values():
             belief.told_uses = 0
+            belief.told_used = 0.0
             belief.acknowledged = False
         self.dirty = True
 
@@ -229,7 +243,7 @@ class Beliefs:
             count = belief.uses - belief.told_uses
             if count:
                 belief.told_uses = belief.uses
-                uses.append((key, repr(belief.last_used), count))
+                uses.append((key, count))
         stats = {
             name: count - self._told[name] for name, count in self._counts.items() if count > self._told[name]
         }

@@ -76,11 +76,12 @@ class ModelState:
 class _Flight:
     """A load that any number of callers wait for."""
 
-    __slots__ = ("demand", "task")
+    __slots__ = ("demand", "task", "waiters")
 
     def __init__(self, demand: Demand, task: "asyncio.Task[LoadReport]") -> None:
         self.demand = demand
         self.task = task
+        self.waiters = 0
 
 
 class ModelCache:
@@ -321,8 +322,10 @@ class ModelCache:
         return flight
 
     def _land(self, key: str, version: ModelVersion | None, task: "asyncio.Task[LoadReport]") -> None:
-        if self._flights.get(key) is not None and self._flights[key].task is task:
+        flight = self._flights.get(key)
+        if flight is not None and flight.task is task:
             del self._flights[key]
+            self._end_hold(flight, key)
         if task.cancelled():
             return
         error = task.exception()
@@ -331,6 +334,12 @@ class ModelCache:
         if error is not None and not isinstance(error, ServingError):
             log.error("model_load_crashed", model=key, exc_info=error)
 
+    def _end_hold(self, flight: _Flight, key: str) -> None:
+        if flight.demand.held and flight.waiters == 0 and flight.task.done():
+            flight.demand.held = False
+            self.beliefs.done(key)
+            self.link.nudge()
+
     def _refuse_known_failure(self, model: ModelVersion) -> None:
         # A version that Triton can't load would, asked for again and again, drive good ones out of their slots.
         until, failed, error = self._failures.get(model.key, (0.0, model, None))
@@ -338,7 +347,13 @@ class ModelCache:
             raise _again(error)
 
     async def _wait(self, flight: _Flight, key: str, deadline: float) -> LoadReport:
-        await asyncio.wait({flight.task}, timeout=max(0.0, deadline - time.monotonic()))
+        flight.waiters += 1
+        try:
+            await asyncio.wait({flight.task}, timeout=max(0.0, deadline - time.monotonic()))
+        finally:
+            flight.waiters -= 1
+            # After the caller's next step, which is `try_use`.
+            asyncio.get_running_loop().call_soon(self._end_hold, flight, key)
         if not flight.task.done():
             if flight.demand.stage is LoadStage.SLOT:
                 raise CacheFull(

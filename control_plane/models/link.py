@@ -96,18 +96,24 @@ class WorkerLink:
             RedisUnavailable: the batch is kept, and told once when Redis is back.
         """
         async with self._flushing:
-            beliefs = self._beliefs
-            batch = beliefs.take_batch()
-            try:
-                generation, epoch = await self._residency.flush(
-                    self.worker, beliefs.batch, batch, epoch=beliefs.epoch, alive_s=ALIVE_S, lease_s=LEASE_S
-                )
-            except RedisUnavailable:
-                beliefs.dirty = True
-                raise
-            beliefs.confirm(batch, counted=epoch == beliefs.epoch)
-            if generation != beliefs.generation or epoch != beliefs.epoch:
-                self._note_change("")
+            if self._beliefs.has_pending:
+                await self._flush_once()  # counts of before wait in it
+            await self._flush_once()
+
+    async def _flush_once(self) -> None:
+        beliefs = self._beliefs
+        batch = beliefs.take_batch()
+        told = beliefs.epoch  # another task may learn of a new one meanwhile
+        try:
+            generation, epoch = await self._residency.flush(
+                self.worker, beliefs.batch, batch, epoch=told, alive_s=ALIVE_S, lease_s=LEASE_S
+            )
+        except RedisUnavailable:
+            beliefs.dirty = True
+            raise
+        beliefs.confirm(batch, counted=bool(epoch) and epoch == told)
+        if generation != beliefs.generation or epoch != beliefs.epoch:
+            self._note_change("")
 
     def nudge(self) -> None:
         """Has the flusher run now."""

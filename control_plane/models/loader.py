@@ -61,8 +61,10 @@ class Demand:
 
     deadline: float
     wanted: bool = False
-    """Whether a prediction waits: the version is then kept in use until that has had its turn."""
+    """Whether a prediction waits."""
     stage: LoadStage = LoadStage.LOCK
+    held: bool = False
+    """The loader counts the model as in use; whoever made the demand ends that (`Beliefs.done`) after its waiters' turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,9 +163,9 @@ class Loader:
         return LoadReport(load_time_s=took_s, evicted=evicted)
 
     async def _note_ready(self, key: str, held: HeldLock, demand: Demand) -> bool:
-        if demand.wanted:
+        if demand.wanted and not demand.held:
             self._beliefs.hold(key, _type_of(key))
-            asyncio.get_running_loop().call_later(_SLOT_POLL_S, self._beliefs.done, key)
+            demand.held = True
         now = time.time()
         lease_s = LEASE_S if demand.wanted else 0.0
         with suppress(RedisUnavailable):

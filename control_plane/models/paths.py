@@ -57,5 +57,5 @@ def resolve_source(file_path: str, roots: Sequence[Path]) -> Path:
 def _candidates(given: Path, roots: Sequence[Path]) -> list[Path]:
     if given.is_absolute():
         return [given]
-    named = [root / Path(*given.parts[1:]) for root in roots if given.parts[0] == root.resolve().name]
+    named = [root / Path(*given.parts[1:]) for root in roots if given.parts[:1] == (root.resolve().name,)]
     return [*named, roots[0] / given]

@@ -85,10 +85,12 @@ class Snapshot:
 class FlushBatch(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker did since its last flush.
 
-    `uses`: (model, last use as decimal text, number of uses); `drained`: (model, fence as text).
+    `touched`: (model, last use in wall seconds as text); `uses`: (model, number of uses); `drained`: (model, fence as
+    text). The numbers of uses and `stats` are counted once for each batch number.
     """
 
-    uses: tuple[tuple[str, str, int], ...] = ()
+    touched: tuple[tuple[str, str], ...] = ()
+    uses: tuple[tuple[str, int], ...] = ()
     stats: dict[str, int] = msgspec.field(default_factory=dict)
     leased: tuple[str, ...] = ()
     released: tuple[str, ...] = ()

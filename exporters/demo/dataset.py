@@ -18,10 +18,10 @@ from exporters.spec import Normalization
 SEQUENCE_LENGTH = 60
 HORIZON = 4
 CLASS_NAMES = ("sell", "hold", "buy")
+SELL, HOLD, BUY = range(3)
 
 _TRAIN_SHARE = 0.70
 _VALIDATION_SHARE = 0.15
-_SELL, _HOLD, _BUY = range(3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ def split_positions(samples: int) -> tuple[slice, slice, slice]:
 
 def label_returns(forward_bp: npt.NDArray[np.float32], threshold_bp: float) -> npt.NDArray[np.int64]:
     """Classes int64 [samples] of forward returns in basis points: below, within, above the threshold."""
-    labels = np.full(len(forward_bp), _HOLD, dtype=np.int64)
-    labels[forward_bp < -threshold_bp] = _SELL
-    labels[forward_bp > threshold_bp] = _BUY
+    labels = np.full(len(forward_bp), HOLD, dtype=np.int64)
+    labels[forward_bp < -threshold_bp] = SELL
+    labels[forward_bp > threshold_bp] = BUY
     return labels

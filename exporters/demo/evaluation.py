@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from exporters.demo.dataset import Dataset, Part
+from exporters.demo.dataset import BUY, HOLD, SELL, Dataset, Part
 from exporters.spec import ExportableModel
 
 Values = npt.NDArray[np.float64]
@@ -66,13 +66,18 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """A model's scores, its ensemble's, and paired differences with the baselines."""
+    """A model's scores, its ensemble's, and paired differences with the baselines.
+
+    `direction_error_difference` is over the samples that moved past the threshold: the share whose direction
+    got the smaller of the two probabilities, minus one half.
+    """
 
     model: Scores
     ensemble: Scores
     log_loss_difference: Difference
     brier_difference: Difference
     absolute_error_difference: Difference
+    direction_error_difference: Difference
     monte_carlo_deviation_bp: float
 
 
@@ -93,6 +98,7 @@ def evaluate(model: ExportableModel, dataset: Dataset) -> Evaluation:
         log_loss_difference=block_bootstrap(_log_losses(probs, part) - _log_losses(prior, part)),
         brier_difference=block_bootstrap(_brier_scores(probs, part) - _brier_scores(prior, part)),
         absolute_error_difference=block_bootstrap(np.abs(regression - truth) - np.abs(truth)),
+        direction_error_difference=block_bootstrap(_direction_errors(probs, part) - 0.5),
         monte_carlo_deviation_bp=float(samples.std(axis=1, ddof=1).mean()),
     )
 
@@ -160,6 +166,12 @@ def _scores(part: Part, probs: Values, regression: Values, interval: Values | No
         interval_coverage=covered,
         interval_width_bp=width,
     )
+
+
+def _direction_errors(probs: Values, part: Part) -> Values:
+    moved = part.label != HOLD
+    wrong: Values = ((probs[:, BUY] > probs[:, SELL]) != (part.label == BUY))[moved].astype(np.float64)
+    return wrong
 
 
 def _log_losses(probs: Values, part: Part) -> Values:

@@ -57,8 +57,9 @@ Made by `python -m exporters.demo`, which also writes this page. `checkpoints/` 
 licence), and `eurusd_test_windows.npz`, windows of the test part with what happened after them. They are
 there to load, compare and roll back with realistic tensors. **They are not a trading strategy.**
 
-- Input: {SEQUENCE_LENGTH} bars of {len(FEATURE_NAMES)} channels, each from its own bar and earlier ones
-  only: {channels}. Clients send them raw; the graph normalises them with the training part's mean and scale.
+- Input: {SEQUENCE_LENGTH} bars of {len(FEATURE_NAMES)} channels, each from its own bar and earlier ones only:
+  {channels}.
+  Clients send them raw; the graph normalises them with the training part's mean and scale.
 - Regression: log return over the next {HORIZON} bars, in basis points.
 - Classes: `sell` below -{dataset.threshold_bp:.2f} bp, `buy` above {dataset.threshold_bp:.2f} bp, `hold`
   between. The threshold makes a third of the training part `hold`; the other parts have no say in it.
@@ -125,7 +126,16 @@ def _verdicts(dataset: Dataset, results: Sequence[VersionResult]) -> str:
         paragraphs.append(
             f"**{result.version}** {_against(e.log_loss_difference, 'the class shares of training', 'log loss', '')}, "
             f"and {_against(e.brier_difference, 'them', 'Brier score', '')}. As a forecast of the return it "
-            f"{_against(e.absolute_error_difference, 'a forecast of zero', 'absolute error', ' bp')}."
+            f"{_against(e.absolute_error_difference, 'a forecast of zero', 'absolute error', ' bp')}. "
+            f"Of the moves past the threshold it has the direction right in {_direction(e)}."
+        )
+    if all(
+        result.evaluation.log_loss_difference.high < 0 <= result.evaluation.direction_error_difference.high
+        for result in results
+    ):
+        paragraphs.append(
+            "Together: what the models know beyond the class shares is how likely a move past the threshold is, "
+            "not which way it goes."
         )
     coverages = [(result.version, result.evaluation.model.interval_coverage or 0.0) for result in results]
     stated = " and ".join(f"{coverage:.1%} ({version})" for version, coverage in coverages)
@@ -143,6 +153,16 @@ def _verdicts(dataset: Dataset, results: Sequence[VersionResult]) -> str:
         "about others."
     )
     return "\n\n".join(paragraphs)
+
+
+def _direction(evaluation: Evaluation) -> str:
+    errors = evaluation.direction_error_difference
+    right, low, high = (0.5 - value for value in (errors.mean, errors.high, errors.low))
+    if low <= 0.5 <= high:
+        reading = "which cannot be told from a coin"
+    else:
+        reading = "better than a coin" if low > 0.5 else "worse than a coin"
+    return f"{right:.1%} (95 % interval {low:.1%} to {high:.1%}), {reading}"
 
 
 def _against(difference: Difference, baseline: str, score: str, unit: str) -> str:
@@ -183,7 +203,7 @@ def _parameters(result: VersionResult) -> int:
 def _circumstances(results: Sequence[VersionResult], *, seed: int, threads: int) -> str:
     total = sum(result.seconds for result in results)
     return (
-        f"Made in {total:.0f} s with {threads} threads on {_processor()}, {platform.system()}, Python "
+        f"Made in {total:.0f} s with {threads} thread{'s' if threads > 1 else ''} on {_processor()}, {platform.system()}, Python "
         f"{platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}; seed {seed}. On the same "
         "machine and versions the same seed gives the same checkpoints; elsewhere the last digits differ."
     )

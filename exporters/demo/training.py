@@ -1,8 +1,7 @@
 """Trains one hybrid on the training part, and keeps the epoch that was best on the validation part."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +10,18 @@ from torch import Tensor, nn
 
 from exporters.demo.dataset import Dataset, Part
 from exporters.hybrid.config import HybridConfig
-from exporters.hybrid.network import HybridNetwork
+from exporters.hybrid.network import HybridNetwork, MultiHeadAttention
 
 BATCH = 128
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 5e-4
 WEIGHT_DECAY = 1e-2
 GRADIENT_NORM = 1.0
-REGRESSION_WEIGHT = 0.5
+REGRESSION_WEIGHT = 0.1
 ENSEMBLE_WEIGHT = 0.25
+
+ATTENTION_GAIN = 3.0
+"""Factor on the initial query and key weights. The heads see the last step through attention alone; at torch's
+initial weights that is nearly a plain mean over the window, and the time of day averages out of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +53,8 @@ def train_hybrid(
         patience: Epochs without improvement before stopping.
         on_epoch: Called after each epoch with its number and its validation loss.
     """
-    with _reproducible(seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
         return _train(config, dataset, max_epochs=max_epochs, patience=patience, on_epoch=on_epoch)
 
 
@@ -66,6 +70,7 @@ def _train(
     train = _tensors(dataset.train, dataset, target_scale)
     validation = _tensors(dataset.validation, dataset, target_scale)
     network = HybridNetwork(config)
+    _sharpen_attention(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
     best_loss, best_epoch, best_state = float("inf"), 0, network.state_dict()
@@ -96,18 +101,6 @@ def to_basis_points(state: dict[str, Tensor], config: HybridConfig, target_scale
     return scaled
 
 
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(mode=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(mode=before)
-
-
 def _tensors(part: Part, dataset: Dataset, target_scale: float) -> tuple[Tensor, Tensor, Tensor]:
     mean = torch.tensor(dataset.normalization.mean)[:, None]
     scale = torch.tensor(dataset.normalization.scale)[:, None]
@@ -116,6 +109,14 @@ def _tensors(part: Part, dataset: Dataset, target_scale: float) -> tuple[Tensor,
         torch.from_numpy(part.label),
         torch.from_numpy(part.forward_return_bp)[:, None] / target_scale,
     )
+
+
+def _sharpen_attention(network: HybridNetwork) -> None:
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, MultiHeadAttention):
+                module.w_q.weight.mul_(ATTENTION_GAIN)
+                module.w_k.weight.mul_(ATTENTION_GAIN)
 
 
 def _run_epoch(

@@ -14,6 +14,8 @@ from control_plane.background import background_tasks
 from control_plane.errors import ModelNotReady
 from control_plane.models.aliases import Aliases
 from control_plane.models.cache import ModelCache
+from control_plane.models.exporter import Exporter
+from control_plane.models.operations import ModelOperations
 from control_plane.models.reconciler import Reconciler
 from control_plane.models.registry import ModelRegistry, ModelVersion
 from control_plane.settings import Settings
@@ -30,6 +32,7 @@ def worker_settings(
     repository: Path,
     key_prefix: str,
     cache: Mapping[str, Any] | None = None,
+    models: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Settings of a test's worker."""
     return Settings.model_validate(
@@ -37,6 +40,7 @@ def worker_settings(
             "redis": {"host": "127.0.0.1", "port": redis_port, "key_prefix": key_prefix, "timeout_s": 2.0},
             "triton": {"grpc_url": grpc_url, "model_repository": repository, "load_timeout_s": 60.0},
             "model_cache": {"max_models": 3, "reconcile_interval_s": 0.3, "ttl_seconds": 0, **(cache or {})},
+            "models": dict(models or {}),
         }
     )
 
@@ -53,6 +57,7 @@ class ModelWorker:
     locks: Locks
     cache: ModelCache
     reconciler: Reconciler
+    operations: ModelOperations
 
     def version(self, model_type: str, version: str) -> ModelVersion:
         """A registered version."""
@@ -81,7 +86,9 @@ class ModelWorker:
 
 
 @asynccontextmanager
-async def model_worker(settings: Settings, *, lock_ttl_s: float = 10.0) -> AsyncIterator[ModelWorker]:
+async def model_worker(
+    settings: Settings, *, lock_ttl_s: float = 10.0, exporter: Exporter | None = None
+) -> AsyncIterator[ModelWorker]:
     """Starts a worker's model side, and stops it."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings.redis))
@@ -93,15 +100,26 @@ async def model_worker(settings: Settings, *, lock_ttl_s: float = 10.0) -> Async
         reconciler = Reconciler(
             settings=settings, triton=triton, registry=registry, aliases=aliases, cache=cache
         )
+        operations = ModelOperations(
+            settings=settings,
+            store=store,
+            triton=triton,
+            registry=registry,
+            aliases=aliases,
+            cache=cache,
+            exporter=exporter,
+        )
         await registry.refresh()
         tasks = {
             "listener": store.run_listener,
             "flusher": cache.run_flusher,
             "reconciler": reconciler.run,
+            "operations": operations.run,
             "aliases": lambda: aliases.run(interval_s=1.0),
         }
         await stack.enter_async_context(background_tasks(tasks))
         stack.push_async_callback(cache.aclose)
+        stack.push_async_callback(operations.aclose)
         yield ModelWorker(
             settings=settings,
             store=store,
@@ -111,6 +129,7 @@ async def model_worker(settings: Settings, *, lock_ttl_s: float = 10.0) -> Async
             locks=locks,
             cache=cache,
             reconciler=reconciler,
+            operations=operations,
         )
 
 

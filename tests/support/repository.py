@@ -25,6 +25,11 @@ def marker_of(model_type: str, version: str, *, revision: int = 0) -> float:
     return float(int.from_bytes(digest[:4], "big") % 9_999 + 1)
 
 
+def identity_like_onnx(marker: float, *, work: int = 0) -> bytes:
+    """The ONNX file of a model `y = x + marker`, FP32 `[batch, 4]` both ways."""
+    return bytes(_graph(marker, work).SerializeToString())
+
+
 def write_identity_like_model(
     repository: Path,
     model_type: str,
@@ -55,7 +60,7 @@ def write_identity_like_model(
     marker = marker_of(model_type, version, revision=revision)
     staging = repository / ".staging" / f"{name}.0.test"
     (staging / "1").mkdir(parents=True, exist_ok=True)
-    artefact = b"not a model" if broken else _graph(marker, work).SerializeToString()
+    artefact = b"not a model" if broken else identity_like_onnx(marker, work=work)
     (staging / "1" / "model.onnx").write_bytes(artefact)
     config = model_config_pb2.ModelConfig(name=name, backend="onnxruntime", max_batch_size=max_batch_size)
     config.input.add(name="x", data_type=model_config_pb2.TYPE_FP32, dims=[FEATURES])

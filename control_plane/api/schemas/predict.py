@@ -4,7 +4,7 @@ The hot path doesn't use these models: `inference/requests.py` reads the request
 answers. A test holds the two to each other.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
@@ -15,6 +15,7 @@ _REF = "#/components/schemas/{model}"
 _PROBLEM_JSON = "application/problem+json"
 
 Numbers = list[float]
+Weight = Annotated[float, Field(ge=0)]
 Matrix = list[Numbers]
 Cube = list[Matrix]
 
@@ -64,7 +65,7 @@ class PredictRequestBody(BaseModel):
     interval: float = Field(default=0.9, gt=0, lt=1, description="Level of the interval")
     interval_method: Literal["mc"] = Field(default="mc", description="Where the interval comes from")
     return_attention: bool = Field(default=False, description="Give the temporal attention weights, too")
-    weights: list[Any] | dict[str, Any] | None = Field(
+    weights: list[Weight] | dict[str, Weight] | None = Field(
         default=None,
         description="rl_ensemble: the agents' weights (at least 0, not all 0), in their order or by their names",
     )

@@ -82,8 +82,9 @@ def test_supervise_starts_all_and_stops_all_on_sigterm(tmp_path: Path) -> None:
         assert set(server.state.processes) == _CHILDREN
         assert set(server.state.ports) == {"api", "redis", "triton_http", "triton_grpc", "triton_metrics"}
         assert httpx.get(server.url).status_code == 200
-        worker_log = (server.data_dir / "logs" / "worker-0.log").read_text()
-        assert f"redis redis://127.0.0.1:{server.state.ports['redis']}/0" in worker_log
+        worker_log = server.data_dir / "logs" / "worker-0.log"
+        said = f"redis redis://127.0.0.1:{server.state.ports['redis']}/0"
+        wait_until(lambda: said in worker_log.read_text(), timeout_s=20, what="the worker's environment")
         pids = [pid for pid in server.pids().values() if pid is not None]
         server.process.terminate()
         assert server.wait_exit() == 0

@@ -68,9 +68,13 @@ def test_publish_over_a_version_replaces_it_whole(tmp_path, monkeypatch, exchang
 def test_staged_whose_body_fails_leaves_the_published_version(tmp_path, error):
     publish_version(tmp_path, "old")
 
-    with pytest.raises((error, ExportFailed)), staged(tmp_path, NAME) as folder:
-        write_version(folder, "new")
-        raise error
+    def fail() -> None:
+        with staged(tmp_path, NAME) as folder:
+            write_version(folder, "new")
+            raise error
+
+    with pytest.raises((error, ExportFailed)):
+        fail()
 
     assert content_of(tmp_path) == whole("old")
     assert staging_of(tmp_path) == []

@@ -9,7 +9,9 @@ from control_plane.models.registry import ModelVersion
 CHANNELS, LENGTH, CLASSES, TARGETS, MEMBERS, SAMPLES = 4, 6, 3, 2, 5, 20
 
 
-def tensor(name: str, shape: tuple[int, ...], datatype: str = "FP32", *, triton_name: str | None = None) -> CardTensor:
+def tensor(
+    name: str, shape: tuple[int, ...], datatype: str = "FP32", *, triton_name: str | None = None
+) -> CardTensor:
     return CardTensor(name=name, triton_name=triton_name or name, datatype=datatype, shape=shape)
 
 
@@ -24,7 +26,7 @@ def card(model_type: str, version: str = "v1.0", **replaced: Any) -> ModelCard:
         "created_at": "2026-01-02T03:04:05Z",
         "source": CardSource(file_name="a.pth", sha256="00", size_bytes=1),
         "content_digest": "00",
-        "inputs": (tensor("x", 4,),),
+        "inputs": (tensor("x", (4,)),),
         "outputs": (tensor("y", (4,)),),
         "max_batch_size": 64,
         "device": "cpu",
@@ -36,7 +38,7 @@ def card(model_type: str, version: str = "v1.0", **replaced: Any) -> ModelCard:
         "feature_names": None,
         "metrics": {},
         "calibration": None,
-        "checksums": {},
+        "checksums": {"1/model.onnx": "00"},
         "size_bytes": 1,
         "verification": {},
         "versions": {},
@@ -60,7 +62,8 @@ def hybrid_card(version: str = "v1.0", **replaced: Any) -> ModelCard:
     fields: dict[str, Any] = {
         "inputs": (tensor("x", (CHANNELS, -1), triton_name="x__0"),),
         "outputs": tuple(
-            tensor(name, shape, triton_name=f"{name}__{index}") for index, (name, shape) in enumerate(shapes.items())
+            tensor(name, shape, triton_name=f"{name}__{index}")
+            for index, (name, shape) in enumerate(shapes.items())
         ),
         "config": {"input_dim": CHANNELS, "sequence_length": LENGTH, "num_classes": CLASSES},
         "mc_dropout": CardMCDropout(samples=SAMPLES, seed=1),

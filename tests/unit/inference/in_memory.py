@@ -38,6 +38,7 @@ class Doubler:
     async def __call__(
         self, model: str, inputs: Mapping[str, Any], outputs: Sequence[str], *, timeout_s: float
     ) -> dict[str, Any]:
+        assert model == "doubler-v1"
         x = inputs["x"]
         self.calls.append(Call(now(), x[:, 0].tolist(), tuple(outputs), timeout_s))
         number = len(self.calls)
@@ -51,7 +52,7 @@ class Doubler:
             raise error
         if (x[:, 0] == BAD).any():
             raise InferenceFailed("a bad row")
-        return {name: x * 2 for name in outputs}
+        return {name: np.multiply(x, 2) for name in outputs}
 
     def sent(self) -> list[float]:
         """The first column of all rows, in the order in which they were sent."""
@@ -62,7 +63,10 @@ def dispatcher(infer: Any, **limits: Any) -> Dispatcher:
     """A dispatcher in virtual time: one call of at most 8 rows in flight, 100 waiting, unless told otherwise."""
     bounds = {"max_rows": 8, "calls_in_flight": 1, "max_queue_size": 100} | limits
     return Dispatcher(
-        model="doubler-v1", infer=infer, limits=DispatcherLimits(**bounds), clock=asyncio.get_running_loop().time
+        model="doubler-v1",
+        infer=infer,
+        limits=DispatcherLimits(**bounds),
+        clock=asyncio.get_running_loop().time,
     )
 
 

@@ -276,7 +276,9 @@ def test_passing_errors_go_to_all_members_without_a_retry(error: Exception) -> N
 
 def test_output_without_a_row_for_each_fails_instead_of_mixing_rows_up() -> None:
     async def scenario() -> None:
-        async def infer(model: str, inputs: object, outputs: object, *, timeout_s: float) -> dict[str, object]:
+        async def infer(
+            model: str, inputs: object, outputs: object, *, timeout_s: float
+        ) -> dict[str, object]:
             return {"y": np.zeros((1, 1), dtype=np.float32)}
 
         results = await asyncio.gather(
@@ -338,7 +340,8 @@ def test_dispatcher_keeps_nothing_of_a_request_once_it_is_answered() -> None:
         arrays = [rows(float(value)) for value in range(20)]
         traces = [weakref.ref(array["x"]) for array in arrays]
         tasks = [
-            asyncio.create_task(target.submit(array, ("y",), lane="a", deadline=now() + 600)) for array in arrays
+            asyncio.create_task(target.submit(array, ("y",), lane="a", deadline=now() + 600))
+            for array in arrays
         ]
         await asyncio.sleep(0.01)
         for task in tasks[5:15]:

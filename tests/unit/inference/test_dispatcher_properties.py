@@ -46,7 +46,12 @@ arrivals = st.builds(
     down=st.integers(0, 6),
 )
 def test_every_request_gets_its_own_answer_once(
-    plan: list[Arrival], max_rows: int, calls_in_flight: int, max_queue_size: int, hold_back_s: float, down: int
+    plan: list[Arrival],
+    max_rows: int,
+    calls_in_flight: int,
+    max_queue_size: int,
+    hold_back_s: float,
+    down: int,
 ) -> None:
     async def scenario() -> None:
         infer = Doubler(

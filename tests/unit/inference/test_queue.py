@@ -11,7 +11,9 @@ from control_plane.inference.queue import AGEING_STEP_S, Entry, RequestQueue
 PRIORITIES = st.integers(1, 5)
 
 
-def entry(name: Any, *, lane: str = "a", rows: int = 1, priority: int = 3, at: float = 0.0, **flags: bool) -> Any:
+def entry(
+    name: Any, *, lane: str = "a", rows: int = 1, priority: int = 3, at: float = 0.0, **flags: Any
+) -> Any:
     return Entry(payload=name, lane=lane, rows=rows, priority=priority, enqueued=at, **flags)
 
 
@@ -37,11 +39,19 @@ class QueueMachine(RuleBasedStateMachine):
         alone=st.booleans(),
         displaceable=st.booleans(),
     )
-    def put(self, lane: str, rows: int, priority: int, passed: float, alone: bool, displaceable: bool) -> None:
+    def put(
+        self, lane: str, rows: int, priority: int, passed: float, alone: bool, displaceable: bool
+    ) -> None:
         self.now += passed
         self.names += 1
         new = entry(
-            self.names, lane=lane, rows=rows, priority=priority, at=self.now, alone=alone, displaceable=displaceable
+            self.names,
+            lane=lane,
+            rows=rows,
+            priority=priority,
+            at=self.now,
+            alone=alone,
+            displaceable=displaceable,
         )
         self.queue.put(new)
         self.waiting.append(new)
@@ -66,9 +76,11 @@ class QueueMachine(RuleBasedStateMachine):
             assert taken == []
             return
         first = self.in_order(self.waiting)[0]
-        sharing = [first] if first.alone else [
-            one for one in self.in_order(self.waiting) if one.lane == first.lane and not one.alone
-        ]
+        sharing = (
+            [first]
+            if first.alone
+            else [one for one in self.in_order(self.waiting) if one.lane == first.lane and not one.alone]
+        )
         expected, room = [], max_rows
         for one in sharing:
             if not expected or one.rows <= room:
@@ -133,6 +145,14 @@ def test_queue_lane_held_back_does_not_hold_others() -> None:
     queue.put(entry("young", lane="a", priority=1, at=10.0))
     queue.put(entry("full", lane="b", rows=2, priority=5, at=10.0))
     assert [one.payload for one in queue.take(2, now=10.0, hold_back_s=0.5)] == ["full"]
+
+
+def test_queue_gives_a_call_one_entry_of_a_group() -> None:
+    queue: RequestQueue[str] = RequestQueue()
+    for name, group in (("a1", "a"), ("a2", "a"), ("b1", "b"), ("c", None), ("d", None)):
+        queue.put(entry(name, group=group))
+    assert [one.payload for one in queue.take(8, now=0.0)] == ["a1", "b1", "c", "d"]
+    assert [one.payload for one in queue.take(8, now=0.0)] == ["a2"]
 
 
 def test_queue_forgets_withdrawn_entries() -> None:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
+_THREAD_S = 5.0
+
 
 class _JumpingSelector(selectors.SelectSelector):
     def __init__(self) -> None:
@@ -14,8 +16,10 @@ class _JumpingSelector(selectors.SelectSelector):
         self.now = 1000.0
 
     def select(self, timeout: float | None = None) -> Any:
-        if timeout is None:
-            raise RuntimeError("nothing left to run, and no timer: something waits for ever")
+        if timeout is None:  # no timer: only a thread can go on
+            if not (ready := super().select(_THREAD_S)):
+                raise RuntimeError("nothing left to run, and no timer: something waits for ever")
+            return ready
         self.now += max(0.0, timeout)
         return super().select(0)
 
