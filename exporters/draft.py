@@ -73,7 +73,7 @@ def published_card(request: ExportRequest) -> Card | None:
         raise VersionConflict(
             f"{request.triton_model} is in the repository already, without a readable model card.",
             got=error.detail,
-            remedy="Remove that folder, or ask for overwriting.",
+            remedy="Remove that folder, or set overwrite.",
         ) from error
 
 
@@ -106,7 +106,7 @@ def refuse_conflict(request: ExportRequest, card: Card | None) -> None:
             f"{request.triton_model} is already published, with other content.",
             expected="an unused version, or the same file, configuration and options as before",
             got=f"published {card.created_at} from {card.source.file_name} (sha256 {card.source.sha256[:12]}…)",
-            remedy="Choose another version, or ask for overwriting.",
+            remedy="Choose another version, or set overwrite.",
         )
 
 

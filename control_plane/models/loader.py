@@ -64,7 +64,7 @@ class Demand:
     """Whether a prediction waits."""
     stage: LoadStage = LoadStage.LOCK
     held: bool = False
-    """The loader counts the model as in use; whoever made the demand ends that (`Beliefs.done`) after its waiters' turn."""
+    """The loader counts the model as in use; who made the demand ends that (`Beliefs.done`) after its waiters' turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

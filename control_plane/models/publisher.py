@@ -114,7 +114,7 @@ class Publisher:
                     if status is ExportStatus.PUBLISHED:
                         await self._take_back(model, kept)
                         kept = None
-                        _explain_rollback(error, restored=before is not None)
+                        raise _taken_back(error, restored=before is not None) from error
                     raise
             finally:
                 if kept is not None:
@@ -184,6 +184,6 @@ def _outcome(
     )
 
 
-def _explain_rollback(error: ModelLoadFailed, *, restored: bool) -> None:
+def _taken_back(error: ModelLoadFailed, *, restored: bool) -> ModelLoadFailed:
     done = "The former version's files were put back." if restored else "Its files were removed again."
-    error.detail = f"{error.detail.rstrip('.')}. {done}"
+    return ModelLoadFailed(f"{error.detail.rstrip('.')}. {done}", remedy=error.remedy, facts=error.facts)

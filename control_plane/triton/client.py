@@ -32,10 +32,7 @@ _MAX_MESSAGE_BYTES = 512 * 1024 * 1024
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
+    # No keep-alive pings: Triton 2.51 answers idle ones with GOAWAY too_many_pings. Every call has a deadline instead.
     # A killed Triton comes back within seconds: gRPC's default back-off would wait up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -128,13 +125,13 @@ class TritonClient:
         }
 
     async def is_live(self, *, timeout_s: float = 1.0) -> bool:
-        """Whether Triton answers and is ready to take requests."""
+        """Whether Triton answers. Not its readiness: by default that fails after any one model failed to load."""
         try:
             with _translated("server"):
-                answer = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=timeout_s)
+                answer = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=timeout_s)
         except (TritonUnavailable, DeadlineExceeded, InferenceFailed, ModelNotReady):
             return False
-        return bool(answer.ready)
+        return bool(answer.live)
 
     async def is_model_ready(self, model: str, *, timeout_s: float = 2.0) -> bool:
         """Whether Triton holds the model and would answer for it."""

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Protocol
 from exporters.checkpoints.allowed import STORAGES
 from exporters.checkpoints.pickle_data import interpret
 from exporters.checkpoints.values import ITEM_BYTES, Global, StorageRef
+from exporters.checkpoints.zip_directory import check_directory
 from exporters.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedCheckpoint
 
 MAX_PICKLE_BYTES = 64 << 20
@@ -61,6 +62,7 @@ def open_zip_safely(stream: BinaryIO, size_bytes: int) -> zipfile.ZipFile:
     Raises:
         CorruptCheckpoint: not a zip, truncated, or built to unfold into more than it is.
     """
+    check_directory(stream)
     try:
         archive = zipfile.ZipFile(stream)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
+from exporters.checkpoints.zip_directory import check_directory
 from exporters.errors import CorruptCheckpoint, FileTooLarge
 
 DEFAULT_MAX_BYTES = 2 << 30
@@ -91,6 +92,7 @@ def identify(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> FileKind:
 
 
 def _identify_zip(stream: BinaryIO) -> FileKind:
+    check_directory(stream)
     try:
         names = zipfile.ZipFile(stream).namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):

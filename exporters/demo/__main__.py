@@ -29,7 +29,7 @@ from exporters.spec import Normalization
 
 SEED = 20171229
 THREADS = 1
-MAX_EPOCHS = 16
+MAX_EPOCHS = 20
 PATIENCE = 6
 TEST_WINDOWS = 64
 

@@ -203,9 +203,10 @@ def _parameters(result: VersionResult) -> int:
 def _circumstances(results: Sequence[VersionResult], *, seed: int, threads: int) -> str:
     total = sum(result.seconds for result in results)
     return (
-        f"Made in {total:.0f} s with {threads} thread{'s' if threads > 1 else ''} on {_processor()}, {platform.system()}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}; seed {seed}. On the same "
-        "machine and versions the same seed gives the same checkpoints; elsewhere the last digits differ."
+        f"Made in {total:.0f} s with {threads} thread{'s' if threads > 1 else ''} on {_processor()}, "
+        f"{platform.system()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, numpy {np.__version__}; seed {seed}. On the same machine and "
+        "versions the same seed gives the same checkpoints; elsewhere the last digits differ."
     )
 
 

@@ -238,7 +238,7 @@ async def test_alias_moves_under_traffic_and_back(start_operator: StartOperator)
             seen.add(model.version)
 
     async def names(version: str) -> bool:
-        return all(one.version("echo", "production").version == version for one in (worker, other))
+        return all(one.aliases.target("echo", "production") == version for one in (worker, other))
 
     await eventually(lambda: names("v1.0"), timeout_s=5, what="both know the alias")
     callers = [asyncio.create_task(caller(one)) for one in (worker, other) for _ in range(2)]

@@ -4,6 +4,7 @@ import argparse
 import enum
 import io
 import os
+import struct
 import tarfile
 import types
 import zipfile
@@ -422,6 +423,24 @@ def test_open_with_a_declared_size_beyond_the_file_calls_it_corrupt(tmp_path):
 
     with pytest.raises(CorruptCheckpoint), open_checkpoint(path):
         pass
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+def test_open_of_a_directory_of_millions_of_entries_refuses_it_before_reading_it(tmp_path, zip64):
+    path = tmp_path / "model.pth"
+    size = 500_000_000
+    end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF if zip64 else size, 64, 0)
+    record = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 10**7, 10**7, size, 64)
+    locator = b"PK\x06\x07" + struct.pack("<IQI", 0, 64 + size, 1)
+    with path.open("wb") as stream:
+        stream.write(b"PK\x03\x04".ljust(64, b"\x00"))
+        stream.seek(64 + size)  # sparse
+        stream.write((record + locator if zip64 else b"") + end)
+
+    with pytest.raises(CorruptCheckpoint, match="more entries") as raised, open_checkpoint(path):
+        pass
+
+    assert raised.value.got == "500,000,000 bytes"
 
 
 def _state(pickled: bytes) -> bytes:
