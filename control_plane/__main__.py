@@ -33,7 +33,8 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file; default config/model_serving.yaml where it exists.")
+    Path | None,
+    typer.Option("--config", help="YAML file; default config/model_serving.yaml where it exists."),
 ]
 
 
@@ -55,10 +56,12 @@ def serve(
     docs/configuration.md lists them.
     """
     settings = _settings(config)
-    configure_logs(debug=settings.api.debug, log_format="console" if sys.stderr.isatty() else settings.log_format)
+    configure_logs(
+        debug=settings.api.debug, log_format="console" if sys.stderr.isatty() else settings.log_format
+    )
     options = _embedded_options(settings, config, embedded=embedded)
     if options.redis is None and options.triton is None and settings.api.workers == 1:
-        from control_plane.worker import run_worker  # only now: it brings the whole application
+        from control_plane.worker import run_worker  # noqa: PLC0415  brings the whole application: only when needed
 
         run_worker(settings, socket_fd=None)
         return
@@ -75,7 +78,7 @@ def worker(*, fd: Annotated[int, typer.Option()], config: ConfigFile = None) -> 
     """Serve on an inherited socket; `serve` starts this."""
     settings = _settings(config)
     configure_logs(debug=settings.api.debug, log_format=settings.log_format)
-    from control_plane.worker import run_worker  # only now: `serve` itself needs none of it
+    from control_plane.worker import run_worker  # noqa: PLC0415  the supervisor itself needs none of it
 
     run_worker(settings, socket_fd=fd)
 
@@ -136,7 +139,9 @@ def _embedded_options(settings: Settings, config: Path | None, *, embedded: bool
 
 
 async def _announce(endpoints: Endpoints) -> None:
-    host = f"[{endpoints.api_host}]" if endpoints.api_host and ":" in endpoints.api_host else endpoints.api_host
+    host = (
+        f"[{endpoints.api_host}]" if endpoints.api_host and ":" in endpoints.api_host else endpoints.api_host
+    )
     url = f"http://{host}:{endpoints.api_port}"
     lines = [f"Serving at {url} — API documentation at {url}/docs"]
     if endpoints.triton_grpc_url is not None:

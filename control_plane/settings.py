@@ -241,10 +241,10 @@ def _merge_environment(
     for name, value in env.items():
         if not name.upper().startswith(ENV_PREFIX):
             continue
-        place = tuple(name[len(ENV_PREFIX) :].lower().split("__"))
-        if len(place) not in (1, 2) or not all(place):
+        named = tuple(name[len(ENV_PREFIX) :].lower().split("__"))
+        if len(named) not in (1, 2) or not all(named):
             raise SettingsError(f"{name}: expected {ENV_PREFIX}<SECTION>__<KEY>.")
-        _put(merged, origins, place, name, value)
+        _put(merged, origins, named, name, value)
 
 
 def _put(

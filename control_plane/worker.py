@@ -10,8 +10,8 @@ from typing import Any
 import structlog
 import uvicorn
 
-from control_plane.app import create_app
 from control_plane.api.middleware import Draining
+from control_plane.app import create_app
 from control_plane.settings import Settings
 
 log = structlog.get_logger()
@@ -56,7 +56,7 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _serve_the_waiting(self, listener: socket.socket) -> None:
-        listener.setblocking(False)
+        listener.settimeout(0)
         waiting = []
         with suppress(BlockingIOError):
             while True:

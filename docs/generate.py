@@ -1,6 +1,6 @@
 """Writes the generated files: docs/configuration.md and requirements.txt. `--check` fails when one is out of date.
 
-    python docs/generate.py [--check]
+python docs/generate.py [--check]
 """
 
 import sys

@@ -23,14 +23,16 @@ TOLERANCE = 1e-4
 
 def main() -> int:
     """Predicts one real window three ways and compares."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--api", default="http://127.0.0.1:8080")
     parser.add_argument("--http", default="127.0.0.1:8000")
     parser.add_argument("--grpc", default="127.0.0.1:8001")
     parser.add_argument("--version", default="v1.0")
     arguments = parser.parse_args()
     model = f"cnn_lstm_hybrid-{arguments.version}"
-    window = np.load(WINDOWS)["windows"][:1]
+    window = np.load(WINDOWS)["x"][:1]
 
     # REST first: a version that isn't loaded is loaded by the control plane, which Triton alone doesn't do.
     answers = {
@@ -47,7 +49,9 @@ def main() -> int:
     console = Console()
     console.print(table)
     worst = max(
-        relative_difference(answers["REST"][name], outputs[name]) for outputs in answers.values() for name in OUTPUTS
+        relative_difference(answers["REST"][name], outputs[name])
+        for outputs in answers.values()
+        for name in OUTPUTS
     )
     console.print(f"largest relative difference: {worst:.1e}")
     return 0 if worst < TOLERANCE else 1

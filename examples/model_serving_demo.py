@@ -29,7 +29,7 @@ class Tour:
     def __init__(self, api: str) -> None:
         self.client = httpx.Client(base_url=api, timeout=120)
         with np.load(WINDOWS) as archive:
-            self.windows = archive["windows"].astype(float)
+            self.windows = archive["x"].astype(float)
         self.steps: list[tuple[str, Callable[[], None]]] = [
             ("Health", self.health),
             ("Version", self.version),
@@ -49,7 +49,9 @@ class Tour:
     def call(self, method: str, path: str, expected: int = 200, **options: Any) -> Any:
         """Sends a request and checks the status."""
         response = self.client.request(method, path, **options)
-        assert response.status_code == expected, f"{method} {path}: {response.status_code}, {response.text[:500]}"
+        assert response.status_code == expected, (
+            f"{method} {path}: {response.status_code}, {response.text[:500]}"
+        )
         assert response.headers.get("x-request-id"), f"{method} {path}: no X-Request-ID"
         return response.json() if "json" in response.headers.get("content-type", "") else response.text
 
@@ -71,7 +73,9 @@ class Tour:
 
     def catalogue(self) -> None:
         types = self.call("GET", "/api/v1/models/types")["model_types"]
-        show("type", "versions", [(name, ", ".join(entry["versions"]) or "–") for name, entry in types.items()])
+        show(
+            "type", "versions", [(name, ", ".join(entry["versions"]) or "–") for name, entry in types.items()]
+        )
         assert {"v1.0", "v1.1"} <= set(types[MODEL]["versions"])
         self.call("GET", "/api/v1/models")
         card = self.call("GET", f"/api/v1/models/{MODEL}/v1.0")
@@ -102,7 +106,9 @@ class Tour:
         console.print(table)
         console.print(f"answered by {answer['model_version']} in {answer['processing_time_ms']} ms")
         again = self.predict(rows=1, model_version="v1.0")
-        assert np.allclose(again["predictions"]["regression_pred"][0], predictions["regression_pred"][0], rtol=1e-4)
+        assert np.allclose(
+            again["predictions"]["regression_pred"][0], predictions["regression_pred"][0], rtol=1e-4
+        )
 
     def two_versions(self) -> None:
         rows = []
@@ -130,7 +136,11 @@ class Tour:
         assert answer["results"][3]["error"]["status"] == 422
 
     def load_and_unload(self) -> None:
-        body = {"model_type": MODEL, "version": "v0.9-demo", "file_path": "checkpoints/cnn_lstm_hybrid-v1.0.pth"}
+        body = {
+            "model_type": MODEL,
+            "version": "v0.9-demo",
+            "file_path": "checkpoints/cnn_lstm_hybrid-v1.0.pth",
+        }
         answer = self.call("POST", "/api/v1/models/load", json=body)
         console.print(f"{answer['message']} in {answer['load_time_ms']:.0f} ms as {answer['triton_model']}")
         assert self.predict(model_version="v0.9-demo")["model_version"] == "v0.9-demo"
@@ -187,7 +197,9 @@ def show(first: str, second: str, rows: list[tuple[Any, Any]]) -> None:
 
 def main() -> int:
     """Walks through the steps; 1 when any failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--api", default="http://127.0.0.1:8080")
     tour = Tour(parser.parse_args().api)
     failed = 0

@@ -229,6 +229,9 @@ def run(
     cpu_limit_s: Annotated[
         int | None, typer.Option(min=1, help="Limit on processor time, in seconds.")
     ] = None,
+    max_file_mb: Annotated[
+        int, typer.Option(min=1, help="Limit on the size of the file to export, in MB.")
+    ] = 2048,
 ) -> None:
     """One export for a program: a JSON request on standard input, JSON lines of events on standard output.
 
@@ -239,7 +242,8 @@ def run(
     """
     from exporters.process import run as run_process  # noqa: PLC0415 - keeps --help fast
 
-    raise typer.Exit(run_process(Limits(memory_mb=memory_limit_mb, cpu_s=cpu_limit_s)))
+    limits = Limits(memory_mb=memory_limit_mb, cpu_s=cpu_limit_s)
+    raise typer.Exit(run_process(limits, max_bytes=max_file_mb << 20))
 
 
 @app.command()

@@ -17,8 +17,12 @@ from exporters.limits import Limits, apply_limits, translated_limits
 from exporters.protocol import MAX_REQUEST_BYTES, decode_request, error_event, result_event, stage_event
 
 
-def run(limits: Limits) -> int:
+def run(limits: Limits, *, max_bytes: int) -> int:
     """Reads a request from standard input, carries it out, and reports by events on standard output.
+
+    Args:
+        limits: of this process.
+        max_bytes: limit on the size of the file to export.
 
     Returns:
         The exit code: 0, or the error's.
@@ -33,7 +37,9 @@ def run(limits: Limits) -> int:
             request = decode_request(sys.stdin.buffer.read(MAX_REQUEST_BYTES + 1))
             from exporters.pipeline import export  # noqa: PLC0415 - after the limits
 
-            result = export(request, on_stage=lambda stage: _send(events, stage_event(stage)))
+            result = export(
+                request, on_stage=lambda stage: _send(events, stage_event(stage)), max_bytes=max_bytes
+            )
     except ExportError as error:
         _send(events, error_event(error))
         return error.exit_code

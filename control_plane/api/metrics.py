@@ -4,6 +4,7 @@ import asyncio
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter
@@ -18,7 +19,14 @@ from control_plane.telemetry.processes import measure_gpus, measure_memory
 router = APIRouter(tags=["metrics"])
 root_router = APIRouter(tags=["metrics"])
 
-_PROMETHEUS = {200: {"content": {"text/plain": {}}, "description": "Prometheus text, or JSON by `Accept`"}}
+_TEXT: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+_PROMETHEUS: dict[int | str, dict[str, Any]] = {200: {"content": _TEXT, "description": "Prometheus' text"}}
+_EITHER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"application/json": {"schema": {"type": "object"}}} | _TEXT,
+        "description": "JSON, or Prometheus' text by `Accept`",
+    }
+}
 
 
 @root_router.get("/metrics", responses=_PROMETHEUS, response_class=Response)
@@ -29,7 +37,7 @@ async def prometheus(request: Request) -> Response:
     return Response(_exposition(resources).text(), media_type=Exposition.content_type)
 
 
-@router.get("/metrics", responses=_PROMETHEUS, response_class=Response)
+@router.get("/metrics", responses=_EITHER, response_class=Response)
 async def metrics(request: Request) -> Response:
     """`{metrics: {name: [{labels, value}]}, timestamp}`; Prometheus' text where `Accept` asks for text/plain."""
     resources = resources_of(request)

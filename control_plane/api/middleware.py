@@ -3,8 +3,8 @@
 Plain ASGI, since Starlette's BaseHTTPMiddleware costs a task and a queue for every request.
 """
 
+import inspect
 import re
-import uuid
 from dataclasses import dataclass
 
 import structlog
@@ -12,10 +12,12 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control_plane.api.problem import unexpected_response
+from control_plane.inference.identifiers import uuid7
 from control_plane.telemetry.metrics import HTTP_REQUESTS
 
 log = structlog.get_logger()
 
+_UNMATCHED = "unmatched"
 _VALID_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -64,12 +66,27 @@ class RequestEnvelope:
             if status == 0:
                 await unexpected_response(request_id, scope["path"])(scope, receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            HTTP_REQUESTS.labels(scope["method"] if route != "unmatched" else "ANY", route, str(status)).inc()
+            route = route_template(scope)
+            # Methods of unmatched paths come from anyone, and would be labels without bound.
+            HTTP_REQUESTS.labels(scope["method"] if route != _UNMATCHED else "ANY", route, str(status)).inc()
+
+
+def route_template(scope: Scope) -> str:
+    """The path with its parameters' values put back to their names: a label of bounded many values.
+
+    Not the route's own `path`: FastAPI leaves out the prefix under which its router was included, and a plain route
+    isn't in the scope at all.
+    """
+    if "endpoint" not in scope:
+        return _UNMATCHED
+    if not inspect.isroutine(scope["endpoint"]):
+        return f"{scope['root_path']}/*"  # a mounted application, such as the static files
+    names = {str(value): name for name, value in scope.get("path_params", {}).items()}
+    return "/".join(f"{{{names[part]}}}" if part in names else part for part in scope["path"].split("/"))
 
 
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
-            return value.decode("ascii") if _VALID_ID.fullmatch(value) else str(uuid.uuid4())
-    return str(uuid.uuid4())
+            return value.decode("ascii") if _VALID_ID.fullmatch(value) else uuid7()
+    return uuid7()

@@ -89,8 +89,8 @@ def _detail(error: ServingError) -> str:
 
 async def _on_serving_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServingError)  # noqa: S101  registered for this class only
-    if problem_of(error).status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.warning("request_failed", path=request.url.path, error=type(error).__name__, detail=error.detail)
+    # Only for debugging: who raises an error that operators must see has logged it, once.
+    log.debug("request_refused", path=request.url.path, error=type(error).__name__, detail=error.detail)
     return problem_response(error, request_id=request.state.request_id, instance=request.url.path)
 
 

@@ -25,7 +25,6 @@ from control_plane.settings import Settings
 NO_EXPERIMENT = "none"
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
-_SWEEP_INTERVAL_S = 30.0
 _SWEEP_S = 30.0
 
 
@@ -137,12 +136,6 @@ class Predictor:
         """Forgets versions that are gone, every `_SWEEP_S` seconds, until cancelled."""
         while True:
             await asyncio.sleep(_SWEEP_S)
-            self.forget_unregistered()
-
-    async def run_sweeper(self) -> None:
-        """Drops them every now and then, for as long as the worker runs."""
-        while True:
-            await asyncio.sleep(_SWEEP_INTERVAL_S)
             self.forget_unregistered()
 
     async def close(self, *, timeout_s: float) -> None:

@@ -127,7 +127,8 @@ class Aliases:
             with suppress(RedisUnavailable):
                 await self.refresh()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stale.wait(), interval_s)
+                async with asyncio.timeout(interval_s):
+                    await self._stale.wait()
 
     async def _change(self, field: str, version: str) -> tuple[bool, str | None]:
         keys = (self._store.keys.aliases, self._store.keys.alias_history(field))

@@ -162,9 +162,9 @@ class Jobs:
         last = await self.get(job_id)
         yield last
         while last.status is JobStatus.RUNNING:
-            changed = self._changed
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), _POLL_S)
+                async with asyncio.timeout(_POLL_S):
+                    await self._changed.wait()
             try:
                 state = await self.get(job_id)
             except RedisUnavailable:

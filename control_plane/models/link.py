@@ -36,7 +36,8 @@ class _Signal:
 
     async def wait(self, timeout_s: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
 
 
 class WorkerLink:
@@ -136,8 +137,10 @@ class WorkerLink:
         flushed = 0.0
         try:
             while True:
+                # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with the event (cpython issue 86296).
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._work.wait(), FLUSH_INTERVAL_S)
+                    async with asyncio.timeout(FLUSH_INTERVAL_S):
+                        await self._work.wait()
                 self._work.clear()
                 try:
                     if self._stale:

@@ -62,9 +62,8 @@ class Reconciler:
                 log.warning("reconcile_failed", reason=str(error))
             wait_s = self._settings.reconcile_interval_s
             with suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._cache.link.epoch_lost.wait(), wait_s if healthy else min(wait_s, _WHILE_DOWN_S)
-                )
+                async with asyncio.timeout(wait_s if healthy else min(wait_s, _WHILE_DOWN_S)):
+                    await self._cache.link.epoch_lost.wait()
             if self._cache.link.epoch_lost.is_set() and not healthy:
                 await asyncio.sleep(_WHILE_DOWN_S)
 

@@ -62,9 +62,9 @@ class Locks:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise DeadlineExceeded(f"{name} was locked by another operation until the deadline.")
-            released = self._released
             with suppress(TimeoutError):
-                await asyncio.wait_for(released.wait(), min(left_s, _POLL_S))
+                async with asyncio.timeout(min(left_s, _POLL_S)):
+                    await self._released.wait()
             held = await self._acquire(name, token)
         async with self._kept(held):
             yield held

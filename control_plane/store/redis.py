@@ -182,7 +182,8 @@ class RedisStore:
                             continue
                         else:
                             # An idle connection that died without a word shows here, not never.
-                            await asyncio.wait_for(channel.ping(), self.timeout_s)
+                            async with asyncio.timeout(self.timeout_s):
+                                await channel.ping()
             except (RedisError, TimeoutError, OSError) as error:
                 self._listening = False
                 self._note(up=False, reason=repr(error))

@@ -71,7 +71,8 @@ there to load, compare and roll back with realistic tensors. **They are not a tr
 {_part_row("test", dataset.test)}
 
 The split is chronological, with {HORIZON + SEQUENCE_LENGTH} bars left out at each border, so that no window and
-no outcome is shared. The validation part chose the epoch; the test part chose nothing."""
+no outcome is shared. The validation part chose the epoch, the horizon and the settings of the training. Test scores
+of an earlier setting had been seen by then, so those below may flatter a little."""
 
 
 def _part_row(name: str, part: Part) -> str:

@@ -1,7 +1,8 @@
 """REST, direct gRPC and plain torch give the same numbers, for every way in which a model can come."""
 
 import itertools
-from pathlib import Path
+import subprocess
+import sys
 from typing import Any
 
 import httpx
@@ -10,10 +11,10 @@ import pytest
 import torch
 import tritonclient.grpc
 
-from exporters.checkpoints.reader import read_checkpoint
 from exporters.hybrid.build import build_hybrid
+from exporters.spec import ExportableModel
 from tests.support.checkpoints import SMALL, random_state, save_checkpoint
-from tests.support.server import Server
+from tests.support.server import ROOT, Server
 
 TYPE = "cnn_lstm_hybrid"
 TOLERANCE = 1e-4
@@ -24,12 +25,13 @@ def relative(actual: Any, wanted: np.ndarray) -> float:
     return float(np.max(np.abs(np.asarray(actual) - wanted)) / max(float(np.max(np.abs(wanted))), 1e-6))
 
 
-def torch_outputs(path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
-    """What the torch module computes for the checkpoint."""
-    checkpoint = read_checkpoint(path)
-    model = build_hybrid(
-        checkpoint.state_dict, checkpoint.config, None, normalization=checkpoint.normalization, metrics={}
-    )
+def torch_module(state: dict[str, torch.Tensor], config: dict[str, Any]) -> ExportableModel:
+    """The torch module for the tensors as they were saved."""
+    return build_hybrid(state, config, None, normalization=None, metrics={})
+
+
+def torch_outputs(model: ExportableModel, x: np.ndarray) -> dict[str, np.ndarray]:
+    """What plain torch computes."""
     with torch.inference_mode():
         outputs = model.module(torch.from_numpy(x))
     return {spec.name: tensor.numpy() for spec, tensor in zip(model.outputs, outputs, strict=True)}
@@ -46,13 +48,13 @@ def grpc_outputs(server: Server, card: dict[str, Any], x: np.ndarray) -> dict[st
     return {name: result.as_numpy(triton_name) for name, triton_name in names.items()}
 
 
-def agree(server: Server, api: httpx.Client, path: Path, version: str, x: np.ndarray) -> None:
+def agree(server: Server, api: httpx.Client, model: ExportableModel, version: str, x: np.ndarray) -> None:
     card = api.get(f"/api/v1/models/{TYPE}/{version}").json()["card"]
     body = {"model_type": TYPE, "model_version": version, "data": x.tolist(), "return_attention": True}
     response = api.post("/api/v1/predict", json=body)
     assert response.status_code == 200, response.text[:500]
     answer = response.json()
-    reference = torch_outputs(path, x)
+    reference = torch_outputs(model, x)
 
     chunks = [x[start : start + card["max_batch_size"]] for start in range(0, len(x), card["max_batch_size"])]
     parts = [grpc_outputs(server, card, np.ascontiguousarray(chunk)) for chunk in chunks]
@@ -71,8 +73,12 @@ def agree(server: Server, api: httpx.Client, path: Path, version: str, x: np.nda
     spread = reference["mc_regression"].std(axis=1, ddof=1)
     assert relative(uncertainty["regression_uncertainty"], spread) < 10 * TOLERANCE
     assert np.allclose(np.sum(predictions["classification_probs"], axis=1), 1, atol=1e-5)
-    assert predictions["classification_pred"] == np.argmax(predictions["classification_probs"], axis=1).tolist()
-    assert relative(answer["confidence_scores"], np.max(predictions["classification_probs"], axis=1)) < TOLERANCE
+    assert (
+        predictions["classification_pred"] == np.argmax(predictions["classification_probs"], axis=1).tolist()
+    )
+    assert (
+        relative(answer["confidence_scores"], np.max(predictions["classification_probs"], axis=1)) < TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("model_format", ["onnx", "torchscript"])
@@ -82,7 +88,9 @@ def test_small_model_agrees_for_every_batch_and_length(
 ) -> None:
     version = f"agree-{model_format}-{'legacy' if legacy else 'zip'}"
     path = server.registry / f"{version}.pth"
-    save_checkpoint(path, random_state(SMALL, seed=3), SMALL, legacy=legacy, pickled_config=legacy)
+    state = random_state(SMALL, seed=3)
+    save_checkpoint(path, state, SMALL, legacy=legacy, pickled_config=legacy)
+    model = torch_module(state, dict(SMALL))
     body = {"model_type": TYPE, "version": version, "file_path": path.name, "format": model_format}
     loaded = api.post("/api/v1/models/load", json=body)
     assert loaded.status_code == 200, loaded.text
@@ -90,30 +98,27 @@ def test_small_model_agrees_for_every_batch_and_length(
     full = SMALL["sequence_length"]
     for batch, length in itertools.product((1, 2, 33, 100), (1, full // 2, full)):
         x = chance.normal(size=(batch, SMALL["input_dim"], length)).astype(np.float32)
-        agree(server, api, path, version, x)
+        agree(server, api, model, version, x)
 
 
 @pytest.mark.parametrize("model_format", ["onnx", "torchscript"])
 def test_default_size_model_agrees(server: Server, api: httpx.Client, model_format: str) -> None:
     version = f"default-{model_format}"
     path = server.registry / f"{version}.pth"
-    save_checkpoint(path, random_state(DEFAULT_SIZE, seed=4), DEFAULT_SIZE)
+    state = random_state(DEFAULT_SIZE, seed=4)
+    save_checkpoint(path, state, DEFAULT_SIZE)
+    model = torch_module(state, DEFAULT_SIZE)
     body = {"model_type": TYPE, "version": version, "file_path": path.name, "format": model_format}
     loaded = api.post("/api/v1/models/load", json=body)
     assert loaded.status_code == 200, loaded.text
     chance = np.random.default_rng(2)
     for batch, length in ((1, 60), (2, 30), (33, 60), (100, 1)):
         x = chance.normal(size=(batch, 50, length)).astype(np.float32)
-        agree(server, api, path, version, x)
+        agree(server, api, model, version, x)
 
 
 def test_tour_and_direct_clients_agree_on_the_demo_models(server: Server) -> None:
     """`make demo` and the direct clients, against this server."""
-    import subprocess
-    import sys
-
-    from tests.support.server import ROOT
-
     published = subprocess.run(
         [sys.executable, "-m", "exporters", "publish-missing", "--checkpoints", "checkpoints", "--repository",
          str(server.repository)], cwd=ROOT, capture_output=True, text=True,

@@ -67,7 +67,12 @@ CASES: list[tuple[str, str, int, list[str]]] = [
     ("1-D", text("[1.0, 2.0]"), 422, [str(CHANNELS)]),
     ("4-D", text(json.dumps([[GOOD]])), 422, [str(CHANNELS)]),
     ("wrong channels", text(json.dumps(np.zeros((CHANNELS + 1, LENGTH + 5)).tolist())), 422, [str(CHANNELS)]),
-    ("too long", text(json.dumps(np.zeros((CHANNELS, LENGTH + 1)).tolist())), 422, [str(LENGTH), str(LENGTH + 1)]),
+    (
+        "too long",
+        text(json.dumps(np.zeros((CHANNELS, LENGTH + 1)).tolist())),
+        422,
+        [str(LENGTH), str(LENGTH + 1)],
+    ),
     ("1,001 rows", text(json.dumps(np.zeros((1001, CHANNELS, 1)).tolist())), 422, ["1000", "1001"]),
     ("unknown model", text(ZEROS, model_type="nonesuch"), 404, ["nonesuch"]),
     ("unknown version", text(ZEROS, model_version="v9.9"), 404, ["v9.9", "input"]),
@@ -84,9 +89,13 @@ CASES: list[tuple[str, str, int, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "told"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("body", "status", "told"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 @pytest.mark.usefixtures("version")
-def test_bad_prediction_has_its_status_and_says_why(api: httpx.Client, body: str, status: int, told: list[str]) -> None:
+def test_bad_prediction_has_its_status_and_says_why(
+    api: httpx.Client, body: str, status: int, told: list[str]
+) -> None:
     content = body.encode("utf-8", "surrogateescape")
     response = api.post("/api/v1/predict", content=content, headers={"Content-Type": "application/json"})
     problem = response.json()
@@ -115,7 +124,9 @@ def test_transposed_short_and_square_windows(api: httpx.Client, version: str) ->
     assert straight["predictions"] == turned["predictions"]
     assert any("short" in warning or "5" in warning for warning in straight["warnings"])
     square = np.zeros((CHANNELS, CHANNELS)).tolist()
-    assert any("channels" in w for w in api.post("/api/v1/predict", json=head | {"data": square}).json()["warnings"])
+    assert any(
+        "channels" in w for w in api.post("/api/v1/predict", json=head | {"data": square}).json()["warnings"]
+    )
 
 
 def test_batch_of_101_is_400_and_of_none_422(api: httpx.Client) -> None:
@@ -126,9 +137,20 @@ def test_batch_of_101_is_400_and_of_none_422(api: httpx.Client) -> None:
 
 def test_one_bad_request_of_a_batch_fails_alone(api: httpx.Client, version: str) -> None:
     good = {"model_type": TYPE, "model_version": version, "data": GOOD}
-    requests: list[Any] = [good, good | {"data": [[1.0]]}, 5, good | {"colour": 1}, good | {"model_type": "x"}, good]
+    requests: list[Any] = [
+        good,
+        good | {"data": [[1.0]]},
+        5,
+        good | {"colour": 1},
+        good | {"model_type": "x"},
+        good,
+    ]
     answer = api.post("/api/v1/predict/batch", json={"requests": requests}).json()
-    assert (answer["total_requests"], answer["successful_predictions"], answer["failed_predictions"]) == (6, 2, 4)
+    assert (answer["total_requests"], answer["successful_predictions"], answer["failed_predictions"]) == (
+        6,
+        2,
+        4,
+    )
     statuses = [result.get("error", {}).get("status", 200) for result in answer["results"]]
     assert statuses == [200, 422, 422, 422, 404, 200]
 
@@ -152,7 +174,10 @@ def test_hundred_megabyte_chunked_body_is_413(server: Server) -> None:
 
     try:
         response = httpx.post(
-            f"{server.url}/api/v1/predict", content=chunks(), headers={"Content-Type": "application/json"}, timeout=60
+            f"{server.url}/api/v1/predict",
+            content=chunks(),
+            headers={"Content-Type": "application/json"},
+            timeout=60,
         )
     except (httpx.WriteError, httpx.ReadError):
         return  # answered and closed while we were still sending
@@ -163,7 +188,9 @@ def test_hundred_megabyte_chunked_body_is_413(server: Server) -> None:
     ("method", "path", "status"),
     [("GET", "/nowhere", 404), ("GET", "/api/v1/predict", 405), ("POST", "/api/v1/predict/nowhere", 404)],
 )
-def test_frameworks_own_errors_have_the_same_shape(api: httpx.Client, method: str, path: str, status: int) -> None:
+def test_frameworks_own_errors_have_the_same_shape(
+    api: httpx.Client, method: str, path: str, status: int
+) -> None:
     response = api.request(method, path)
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"

@@ -1,11 +1,14 @@
 """Triton, Redis and a worker killed, during traffic and during loads: it heals, and errors are only clear 503s."""
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+import tritonclient.grpc
 
 from tests.support.repository import write_identity_like_model
 from tests.support.server import Server, running_server, wait_until
@@ -26,8 +29,6 @@ def server(folder: Path) -> Server:
 
 def assert_agreement(server: Server) -> None:
     """The cache's view and Triton's index become the same, within the bound."""
-    import tritonclient.grpc
-
     with httpx.Client(base_url=server.url, timeout=60) as api:
 
         def agrees() -> bool:
@@ -111,19 +112,22 @@ def test_loaded_models_come_back_after_triton_died(server: Server) -> None:
         before = server.pid("triton")
         server.kill("triton")
         wait_until(
-            lambda: server.state["processes"]["triton"]["pid"] not in (None, before)
-            and server.state["processes"]["triton"]["state"] == "running",
+            lambda: (
+                server.state["processes"]["triton"]["pid"] not in (None, before)
+                and server.state["processes"]["triton"]["state"] == "running"
+            ),
             timeout_s=60,
             what="triton restarts",
         )
-        import tritonclient.grpc
 
         def is_back(version: str) -> bool:
             with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
                 return bool(client.is_model_ready(f"faulty-{version}"))
 
         # No prediction asks for them: they come back by themselves.
-        wait_until(lambda: all(is_back(v) for v in VERSIONS[:2]), timeout_s=60, what="the loaded models are back")
+        wait_until(
+            lambda: all(is_back(v) for v in VERSIONS[:2]), timeout_s=60, what="the loaded models are back"
+        )
 
 
 def test_killed_model_process_heals(server: Server) -> None:
@@ -150,9 +154,6 @@ def test_killed_model_process_heals(server: Server) -> None:
 
 def test_redis_outage_refuses_changes_and_says_degraded(server: Server) -> None:
     """While Redis is stopped: predictions go on, changes are 503, health is degraded; then all is well again."""
-    import os
-    import signal
-
     target = Target("faulty", "v0")
     with httpx.Client(base_url=server.url, timeout=60) as api:
         assert api.post("/api/v1/predict", json=target.body()).status_code == 200
@@ -171,7 +172,9 @@ def test_redis_outage_refuses_changes_and_says_degraded(server: Server) -> None:
         finally:
             os.kill(redis, signal.SIGCONT)
         wait_until(
-            lambda: api.get("/api/v1/health").json()["status"] == "healthy", timeout_s=30, what="healthy again"
+            lambda: api.get("/api/v1/health").json()["status"] == "healthy",
+            timeout_s=30,
+            what="healthy again",
         )
         assert api.post("/api/v1/predict", json=Target("faulty", "v1").body()).status_code == 200
     assert_agreement(server)

@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import httpx
 import psutil
 
 from tests.support.repository import write_identity_like_model
-from tests.support.server import Server, running_server, wait_until
+from tests.support.server import ROOT, Server, running_server, wait_until
 from tests.support.traffic import Target, drive
 
 IDLE_WORKER_LIMIT_BYTES = 160 * 1024 * 1024
@@ -67,11 +69,6 @@ def test_idle_worker_is_small_and_second_start_is_ready_again(folder: Path) -> N
 
 
 def test_second_server_on_the_same_data_says_so(server: Server) -> None:
-    import subprocess
-    import sys
-
-    from tests.support.server import ROOT
-
     answer = subprocess.run(
         [sys.executable, "-m", "control_plane", "serve"],
         cwd=ROOT,
@@ -86,11 +83,6 @@ def test_second_server_on_the_same_data_says_so(server: Server) -> None:
 
 
 def test_wrong_setting_stops_the_start_with_its_name(server: Server) -> None:
-    import subprocess
-    import sys
-
-    from tests.support.server import ROOT
-
     answer = subprocess.run(
         [sys.executable, "-m", "control_plane", "serve"],
         cwd=ROOT,
@@ -155,8 +147,14 @@ def test_moving_an_alias_under_load_names_the_version_that_answered(server: Serv
 
     with httpx.Client(base_url=server.url, timeout=60) as api:
         wait_until(
-            lambda: len(api.get("/api/v1/models/types").json()["model_types"].get("moving", {"versions": []})["versions"])
-            == 2,
+            lambda: (
+                len(
+                    api.get("/api/v1/models/types")
+                    .json()["model_types"]
+                    .get("moving", {"versions": []})["versions"]
+                )
+                == 2
+            ),
             timeout_s=30,
             what="the new versions are seen",
         )

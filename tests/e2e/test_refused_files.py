@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from tests.support.checkpoints import SMALL, random_state, save_checkpoint
 from tests.support.server import Server
@@ -81,7 +83,9 @@ def test_refused_checkpoint_runs_nothing_and_leaves_nothing(
     version = f"refused-{make.__name__.strip('_').replace('_', '-')}"
     path = server.registry / f"{version}.pth"
     make(path)
-    response = api.post("/api/v1/models/load", json={"model_type": TYPE, "version": version, "file_path": path.name})
+    response = api.post(
+        "/api/v1/models/load", json={"model_type": TYPE, "version": version, "file_path": path.name}
+    )
     problem = response.json()
     assert response.status_code == 422, problem
     assert response.headers["content-type"] == "application/problem+json"
@@ -95,7 +99,12 @@ def test_refused_checkpoint_runs_nothing_and_leaves_nothing(
 def test_disagreeing_config_names_both(server: Server, api: httpx.Client) -> None:
     path = server.registry / "disagree.pth"
     save_checkpoint(path, random_state(SMALL))
-    body = {"model_type": TYPE, "version": "disagree", "file_path": path.name, "config": {"lstm_hidden_dim": 24}}
+    body = {
+        "model_type": TYPE,
+        "version": "disagree",
+        "file_path": path.name,
+        "config": {"lstm_hidden_dim": 24},
+    }
     problem = api.post("/api/v1/models/load", json=body).json()
     assert problem["status"] == 422
     assert problem["code"] == "config_mismatch"
@@ -115,7 +124,9 @@ def test_wrong_config_is_named(server: Server, api: httpx.Client, config: dict[s
     _nothing_left(server, api, "wrong-config")
 
 
-@pytest.mark.parametrize("file_path", ["/etc/passwd", "../../etc/passwd", "models/../../outside.pth", "link.pth"])
+@pytest.mark.parametrize(
+    "file_path", ["/etc/passwd", "../../etc/passwd", "models/../../outside.pth", "link.pth"]
+)
 def test_path_outside_the_registry_is_forbidden(server: Server, api: httpx.Client, file_path: str) -> None:
     outside = server.folder / "outside.pth"
     save_checkpoint(outside, random_state(SMALL))
@@ -148,10 +159,9 @@ def test_same_content_again_is_a_no_op_and_other_content_conflicts(server: Serve
     assert api.post("/api/v1/models/load", json=body | {"overwrite": True}).status_code == 200
 
 
-def test_ready_made_config_with_a_stalling_key_loads_with_a_warning(server: Server, api: httpx.Client) -> None:
-    import onnx
-    from onnx import TensorProto, helper
-
+def test_ready_made_config_with_a_stalling_key_loads_with_a_warning(
+    server: Server, api: httpx.Client
+) -> None:
     graph = helper.make_graph(
         [helper.make_node("Mul", ["x", "x"], ["y"])],
         "square",
@@ -160,7 +170,10 @@ def test_ready_made_config_with_a_stalling_key_loads_with_a_warning(server: Serv
     )
     folder = server.registry / "square"
     folder.mkdir(exist_ok=True)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "model.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        folder / "model.onnx",
+    )
     (folder / "config.pbtxt").write_text(
         'backend: "onnxruntime"\nmax_batch_size: 8\n'
         'input { name: "x" data_type: TYPE_FP32 dims: [3] }\noutput { name: "y" data_type: TYPE_FP32 dims: [3] }\n'

@@ -1,6 +1,6 @@
 """Rules that no linter has: length of files, and nothing of a developer's own machine in the tree.
 
-    python tests/support/repository_rules.py
+python tests/support/repository_rules.py
 """
 
 import subprocess

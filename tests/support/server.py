@@ -128,7 +128,11 @@ def running_server(folder: Path, settings: Mapping[str, str] | None = None) -> I
     for name in ("data", "models", "model_repository"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("MODEL_SERVING", "REDIS", "API_"))},  # noqa: TID251
+        **{
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("MODEL_SERVING", "REDIS", "API_"))
+        },
         "API_PORT": "0",
         "MODEL_SERVING__TRITON__HTTP_PORT": "0",
         "MODEL_SERVING__TRITON__GRPC_PORT": "0",
@@ -141,13 +145,19 @@ def running_server(folder: Path, settings: Mapping[str, str] | None = None) -> I
     log_path = folder / "serve.log"
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "control_plane", "serve"], cwd=ROOT, env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", "control_plane", "serve"],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
         )
     server = Server(process=process, folder=folder, settings=environment, log_path=log_path)
     children: list[psutil.Process] = []
     try:
         wait_until(
-            lambda: process.poll() is not None or server.is_ready(), timeout_s=START_TIMEOUT_S, what="server ready"
+            lambda: process.poll() is not None or server.is_ready(),
+            timeout_s=START_TIMEOUT_S,
+            what="server ready",
         )
         assert process.poll() is None, f"the server exited with {process.returncode}"
         yield server

@@ -93,8 +93,10 @@ async def drive(
                 on_answer(tally)
 
     limits = httpx.Limits(max_connections=callers, max_keepalive_connections=callers)
-    async with httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits) as client:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(callers):
-                group.create_task(caller(client))
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(callers):
+            group.create_task(caller(client))
     return tally

@@ -26,7 +26,9 @@ def test_metric_is_documented_with_its_labels(metric: MetricWrapperBase) -> None
 
 
 def test_generated_files_are_current() -> None:
-    answer = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
     assert answer.returncode == 0, answer.stderr
 
 

@@ -33,7 +33,9 @@ def test_error_of_an_unlisted_subclass_takes_its_parents_row() -> None:
     del Special
 
 
-@pytest.mark.parametrize("cls", [cls for cls in _tree(ServingError) if PROBLEMS.get(cls) and PROBLEMS[cls].status == 503])
+@pytest.mark.parametrize(
+    "cls", [cls for cls in _tree(ServingError) if PROBLEMS.get(cls) and PROBLEMS[cls].status == 503]
+)
 def test_error_503_says_when_to_try_again(cls: type[ServingError]) -> None:
     assert issubclass(cls, ServiceUnavailable)
     assert cls.retry_after_s is not None

@@ -20,7 +20,9 @@ def test_settings_without_anything_are_the_defaults(tmp_path: Path) -> None:
 def test_settings_environment_wins_over_file(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("api: {port: 9000, host: 0.0.0.0}\nmodel_cache: {max_models: 3}\n")
-    settings = load_settings({"API_PORT": "9001", "MODEL_SERVING__MODEL_CACHE__TTL_SECONDS": "5"}, config_file=file)
+    settings = load_settings(
+        {"API_PORT": "9001", "MODEL_SERVING__MODEL_CACHE__TTL_SECONDS": "5"}, config_file=file
+    )
     assert (settings.api.port, settings.api.host) == (9001, "0.0.0.0")
     assert (settings.model_cache.max_models, settings.model_cache.ttl_seconds) == (3, 5.0)
 

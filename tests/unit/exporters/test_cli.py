@@ -298,6 +298,16 @@ def test_run_of_something_else_is_an_invalid_configuration(given):
     assert (code, events[-1]["code"]) == (15, "invalid_config")
 
 
+def test_run_of_a_file_beyond_its_limit_is_refused(tmp_path):
+    path = tmp_path / "model.pth"
+    with path.open("wb") as stream:
+        stream.truncate((1 << 20) + 1)
+
+    code, events = run(request(path, tmp_path / "r"), "--max-file-mb", 1)
+
+    assert (code, events[-1]["code"], events[-1]["got"]) == (13, "file_too_large", "1,048,577 bytes")
+
+
 def test_run_beyond_its_memory_ends_in_an_error_event_and_leaves_nothing(checkpoint, tmp_path):
     given = request(checkpoint, tmp_path / "r", max_batch_size=4096, config={"sequence_length": 4096})
 
