@@ -51,7 +51,8 @@ class DrainingServer(uvicorn.Server):
             for listener in listeners:
                 await self._serve_the_waiting(listener)
             deadline = asyncio.get_running_loop().time() + LAST_REQUESTS_S
-            while self.server_state.connections and asyncio.get_running_loop().time() < deadline:
+            # uvicorn's set of connections has no event to wait for.
+            while self.server_state.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 

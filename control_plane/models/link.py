@@ -137,7 +137,7 @@ class WorkerLink:
         flushed = 0.0
         try:
             while True:
-                # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with the event (cpython issue 86296).
+                # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with the event (cpython 86296).
                 with suppress(TimeoutError):
                     async with asyncio.timeout(FLUSH_INTERVAL_S):
                         await self._work.wait()

@@ -130,7 +130,7 @@ def running_server(folder: Path, settings: Mapping[str, str] | None = None) -> I
     environment = {
         **{
             key: value
-            for key, value in os.environ.items()
+            for key, value in os.environ.items()  # noqa: TID251
             if not key.startswith(("MODEL_SERVING", "REDIS", "API_"))
         },
         "API_PORT": "0",
