@@ -10,6 +10,9 @@ PIP_FLAGS := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL),)
 PYTEST := $(BIN)/python -m pytest
 HYPOTHESIS_PROFILE ?= ci
 
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+LIBPYTHON = $(shell $(PYTHON) -c 'import sys; print("libpython%d.%d" % sys.version_info[:2])')
+
 .DEFAULT_GOAL := help
 .PHONY: help setup serve demo test check fmt test-unit test-integration test-e2e test-deep bench docs lock clean
 
@@ -20,14 +23,18 @@ setup: $(STAMP) ## make .venv and install everything (again only when something 
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3,11) <= sys.version_info[:2] <= (3,12) else "Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; try: make setup PYTHON=python3.11")'
-	@if [ ! -x $(BIN)/python ]; then echo "• making $(VENV)"; \
-	  $(PYTHON) -m venv $(VENV) 2>/tmp/venv.$$$$ || { cat /tmp/venv.$$$$; rm -rf $(VENV); \
-	  echo "• $(PYTHON) has no venv module here; installing it (python3-venv)"; \
-	  $$( [ "$$(id -u)" = 0 ] || echo sudo ) sh -c 'apt-get update -q && apt-get install -y -q python3-venv' && $(PYTHON) -m venv $(VENV); }; fi
-	@echo "• installing packages (the first time takes a few minutes)"
-	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=24' --disable-pip-version-check
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on $(PIP_FLAGS) -c constraints.txt -e '.[dev]' | { grep -vE '^Requirement already|^  (Using|Downloading)' || true; }
-	@$(BIN)/python -c 'import control_plane, torch, tritonclient.grpc'
+	@test -x $(BIN)/pip || { echo "• making $(VENV)"; $(PYTHON) -m venv $(VENV) >/dev/null 2>&1; } || { \
+	  echo "• $(PYTHON) has no venv module here: installing python3-venv"; rm -rf $(VENV); \
+	  $(AS_ROOT) apt-get update -q && $(AS_ROOT) apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
+	@echo "• installing packages (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=24'
+	@$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]' \
+	  > $(VENV)/install.log 2>&1 & pid=$$!; \
+	  while kill -0 $$pid 2>/dev/null; do sleep 2; printf '\r  %-100.100s' "$$(tail -n 1 $(VENV)/install.log | tr -d '\r')"; done; \
+	  printf '\r%-102s\r' ''; wait $$pid || { tail -n 30 $(VENV)/install.log; exit 1; }
+	@$(BIN)/python -c 'from control_plane.embedded.layout import check_stub, find_triton; check_stub(find_triton())' 2>/dev/null || { \
+	  echo "• Triton's Python backend needs Python's shared library: installing $(LIBPYTHON)"; \
+	  $(AS_ROOT) apt-get update -q && $(AS_ROOT) apt-get install -y -q $(LIBPYTHON); }
 	@touch $(STAMP)
 
 serve: setup ## start Triton, Redis and the API here; the demo models answer

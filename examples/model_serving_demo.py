@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 MODEL = "cnn_lstm_hybrid"
@@ -166,7 +167,7 @@ class Tour:
         for status, body in cases:
             problem = self.call("POST", "/api/v1/predict", expected=status, json=body)
             assert problem["status"] == status
-            console.print(f"[yellow]{status}[/] {problem['detail']}")
+            console.print(f"[yellow]{status}[/] {escape(problem['detail'])}")
 
     def cache(self) -> None:
         stats = self.call("GET", "/api/v1/models/cache/stats")
@@ -209,7 +210,7 @@ def main() -> int:
             step()
         except (AssertionError, httpx.HTTPError, KeyError) as error:
             failed += 1
-            console.print(f"[red]off:[/] {error!r}")
+            console.print(f"[red]off:[/] {escape(repr(error))}")
     console.rule()
     console.print(f"[red]{failed} steps are off" if failed else "[green]all as it should be")
     return 1 if failed else 0

@@ -114,7 +114,7 @@ def lay_out_backends(folder: Path, files: TritonFiles) -> None:
         (folder / name).mkdir()
         shutil.copyfile(ours / name / "model.py", folder / name / "model.py")
         shutil.copyfile(ours / "batched_model.py", folder / name / "batched_model.py")
-    _check_stub(files)
+    check_stub(files)
 
 
 def triton_environment(files: TritonFiles) -> dict[str, str]:
@@ -165,8 +165,12 @@ def _python_library_folder() -> tuple[Path, ...]:
     return ()
 
 
-def _check_stub(files: TritonFiles) -> None:
-    # As ldd does it: the dynamic linker lists what it would load.
+def check_stub(files: TritonFiles) -> None:
+    """Looks whether the Python backend finds its shared libraries; as ldd does it, without running anything.
+
+    Raises:
+        WheelMissing: one isn't on this machine, usually libpython.
+    """
     traced = subprocess.run(
         [str(files.stub)],
         env=triton_environment(files) | {"LD_TRACE_LOADED_OBJECTS": "1"},
