@@ -70,9 +70,10 @@ test-e2e: setup ## the installed command, with faults; says what it skipped and 
 test-deep: setup ## all tests, with free seeds and more examples
 	HYPOTHESIS_PROFILE=deep $(PYTEST) tests
 
-bench: setup ## the benchmarks (docs/performance.md)
+bench: setup ## the benchmarks (docs/performance.md, docs/embedded.md)
 	$(BIN)/python -m benchmarks.mc_dropout_cost
 	$(BIN)/python -m benchmarks.hot_path
+	$(BIN)/python -m benchmarks.embedded
 
 docs: setup ## regenerate the generated files (requirements.txt, docs/configuration.md)
 	$(BIN)/python docs/generate.py

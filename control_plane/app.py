@@ -9,7 +9,8 @@ from fastapi import FastAPI
 from control_plane import __version__
 from control_plane.api import docs, health, metrics, models, predict, version
 from control_plane.api.body_limit import BodyLimit
-from control_plane.api.middleware import Draining, RequestEnvelope
+from control_plane.api.draining import Draining
+from control_plane.api.middleware import RequestEnvelope
 from control_plane.api.problem import install_handlers
 from control_plane.api.resources import Resources
 from control_plane.background import background_tasks
@@ -38,7 +39,7 @@ def create_app(settings: Settings, *, draining: Draining | None = None) -> FastA
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        async with open_resources(settings) as resources:
+        async with open_resources(settings, draining) as resources:
             yield {"resources": resources}
 
     app = FastAPI(
@@ -63,7 +64,7 @@ def create_app(settings: Settings, *, draining: Draining | None = None) -> FastA
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
+async def open_resources(settings: Settings, draining: Draining) -> AsyncIterator[Resources]:
     """Opens everything in the order of dependency, and closes it in reverse."""
     async with AsyncExitStack() as stack:
         triton = await stack.enter_async_context(connect(_triton_url(settings)))
@@ -104,6 +105,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             cache=cache,
             operations=operations,
             predictor=predictor,
+            draining=draining,
         )
 
 

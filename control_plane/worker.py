@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 import uvicorn
 
-from control_plane.api.middleware import Draining
+from control_plane.api.draining import Draining
 from control_plane.app import create_app
 from control_plane.settings import Settings
 

@@ -82,11 +82,14 @@ async def live() -> ProbeAnswer:
 @router.get(
     "/health/ready",
     response_model=ProbeAnswer,
-    responses={503: {"model": ProbeAnswer, "description": "Triton doesn't answer yet"}},
+    responses={
+        503: {"model": ProbeAnswer, "description": "Triton doesn't answer, or this worker is stopping"}
+    },
 )
 async def ready(request: Request) -> Response:
     """Whether predictions can be answered."""
-    is_ready = await resources_of(request).triton.is_live()
+    resources = resources_of(request)
+    is_ready = not resources.draining.started and await resources.triton.is_live()
     return JSONResponse(
         {"status": "ready" if is_ready else "not_ready"},
         status_code=HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE,

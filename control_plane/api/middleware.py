@@ -5,12 +5,12 @@ Plain ASGI, since Starlette's BaseHTTPMiddleware costs a task and a queue for ev
 
 import inspect
 import re
-from dataclasses import dataclass
 
 import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from control_plane.api.draining import Draining
 from control_plane.api.problem import unexpected_response
 from control_plane.inference.identifiers import uuid7
 from control_plane.telemetry.metrics import HTTP_REQUESTS
@@ -19,13 +19,6 @@ log = structlog.get_logger()
 
 _UNMATCHED = "unmatched"
 _VALID_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-
-
-@dataclass(slots=True)
-class Draining:
-    """Whether this worker is about to stop: set once, by the server on SIGTERM."""
-
-    started: bool = False
 
 
 class RequestEnvelope:

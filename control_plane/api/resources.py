@@ -5,6 +5,7 @@ from typing import cast
 
 from starlette.requests import HTTPConnection
 
+from control_plane.api.draining import Draining
 from control_plane.inference.predictor import Predictor
 from control_plane.models.cache import ModelCache
 from control_plane.models.operations import ModelOperations
@@ -25,6 +26,7 @@ class Resources:
     cache: ModelCache
     operations: ModelOperations
     predictor: Predictor
+    draining: Draining
 
 
 def resources_of(connection: HTTPConnection) -> Resources:

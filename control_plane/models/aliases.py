@@ -37,6 +37,11 @@ class Aliases:
         self._stale = asyncio.Event()
         store.on("aliases", lambda _: self._stale.set())
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the aliases were ever read."""
+        return self._loaded
+
     def target(self, model_type: str, alias: str) -> str | None:
         """The version that the alias names.
 

@@ -42,6 +42,7 @@ log = structlog.get_logger()
 
 _RESERVED_TYPES = frozenset({"cache", "jobs"})
 _UNLOAD_S = 60.0
+_ALIASES_POLL_S = 5.0
 
 
 class ModelOperations:
@@ -203,8 +204,9 @@ class ModelOperations:
         return former
 
     async def run(self) -> None:
-        """Writes jobs, and reads the model repository again when another worker published, until cancelled."""
+        """Writes jobs, and follows what other workers publish and which aliases they move, until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self.aliases.run(interval_s=_ALIASES_POLL_S))
             group.create_task(self.jobs.run())
             group.create_task(self._follow_registry())
 

@@ -6,6 +6,7 @@ Reading never fails on what lies in the folder: a version without a good card is
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from types import MappingProxyType
 import msgspec
 import structlog
 
-from control_plane.errors import UnknownModel, UnknownVersion
+from control_plane.errors import RedisUnavailable, UnknownModel, UnknownVersion
 from control_plane.models.aliases import Aliases
 from control_plane.models.card import ModelCard, read_card
 from control_plane.models.versions import (
@@ -142,7 +143,10 @@ class ModelRegistry:
         return family.newest_first if family else ()
 
     async def refresh(self) -> None:
-        """Reads the repository again; folders whose card didn't change are not read."""
+        """Reads the repository again; folders whose card didn't change are not read. The first time the aliases, too."""
+        if not self._aliases.loaded:
+            with suppress(RedisUnavailable):
+                await self._aliases.refresh()
         async with self._refreshing:
             read = await asyncio.to_thread(_scan, self._repository, dict(self._read))
             if read == self._read:

@@ -237,7 +237,9 @@ def _client(settings: RedisSettings) -> tuple[Redis, list[Redis]]:
     options: dict[str, Any] = {
         "decode_responses": True,
         "protocol": 2,
-        "socket_timeout": settings.timeout_s,
+        # `session` has the deadline. With one of its own redis-py sends through `asyncio.wait_for`, which in Python
+        # 3.11 loses a cancellation that comes when the bytes are out (cpython issue 86296).
+        "socket_timeout": None,
         "socket_connect_timeout": settings.timeout_s,
         "socket_keepalive": True,
         # Once more on a fresh socket: after a restart of Redis the pool is full of dead ones. All scripts can

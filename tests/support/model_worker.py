@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from control_plane.background import background_tasks
-from control_plane.errors import ModelNotReady, RedisUnavailable
+from control_plane.errors import ModelNotReady
 from control_plane.models.aliases import Aliases
 from control_plane.models.cache import ModelCache
 from control_plane.models.exporter import Exporter
@@ -110,14 +110,11 @@ async def model_worker(
             exporter=exporter,
         )
         await registry.refresh()
-        with suppress(RedisUnavailable):
-            await aliases.refresh()
         tasks = {
             "listener": store.run_listener,
             "flusher": cache.run_flusher,
             "reconciler": reconciler.run,
             "operations": operations.run,
-            "aliases": lambda: aliases.run(interval_s=1.0),
         }
         await stack.enter_async_context(background_tasks(tasks))
         stack.push_async_callback(cache.aclose)

@@ -9,6 +9,8 @@ import pytest
 from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
 
+from control_plane.app import create_app
+from control_plane.settings import Settings
 from control_plane.telemetry import metrics
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,3 +42,15 @@ def test_document_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
     for target in re.findall(r"`?((?:docs|config|examples|benchmarks)/[\w./-]+\.(?:md|py|yaml|json))", text):
         assert (ROOT / target).exists(), f"{page.name} names {target}"
+
+
+def test_route_is_documented() -> None:
+    paths = create_app(Settings()).openapi()["paths"]
+    page = (ROOT / "docs/api.md").read_text()
+    missing = [
+        f"{method.upper()} {path}"
+        for path, methods in paths.items()
+        for method in methods
+        if f"`{method.upper()} {path}`" not in page
+    ]
+    assert missing == []

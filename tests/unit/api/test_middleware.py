@@ -10,7 +10,8 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Scope
 
 from control_plane.api.body_limit import BodyLimit
-from control_plane.api.middleware import Draining, RequestEnvelope, route_template
+from control_plane.api.draining import Draining
+from control_plane.api.middleware import RequestEnvelope, route_template
 from control_plane.errors import PayloadTooLarge
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from control_plane.errors import RedisUnavailable, UnknownModel, UnknownVersion
 from control_plane.models.aliases import Aliases
@@ -15,8 +16,8 @@ from tests.support.repository import write_identity_like_model
 
 @pytest.fixture
 def registry(tmp_path: Path) -> ModelRegistry:
-    settings = RedisSettings()
-    client, _ = redis_client(settings)  # connects to nothing until a command is sent
+    settings = RedisSettings(url=SecretStr(f"unix://{tmp_path.parent}/no-redis.sock"))
+    client, _ = redis_client(settings)
     return ModelRegistry(tmp_path, Aliases(RedisStore(client, settings)))
 
 
