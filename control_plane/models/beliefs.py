@@ -116,6 +116,11 @@ class Beliefs:
             belief.lost_fence = belief.fence
             self._set(belief, ready=False)
 
+    def is_lost(self, key: str, fence: int) -> bool:
+        """Whether Triton said that it doesn't hold the model, since the load of this fence."""
+        belief = self._models.get(key)
+        return belief is not None and belief.lost_fence >= fence
+
     def believe(self, key: str, model_type: str, fence: int) -> None:
         """Triton holds the model: seen with our own eyes."""
         belief = self._of(key, model_type)

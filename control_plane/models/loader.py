@@ -43,6 +43,7 @@ _INDEX_POLL_S = 0.02
 _SLOT_POLL_S = 0.05
 _DRAIN_POLL_S = 0.02
 _EVICTION_DRAIN_S = 5.0
+_SETTLE_S = 10.0
 _GONE = frozenset({"", "UNAVAILABLE"})
 _ATTEMPTS = 3
 
@@ -134,20 +135,30 @@ class Loader:
         snapshot = await self._residency.snapshot()
         slot = snapshot.slots.get(key)
         in_triton = await self._is_in_triton(key)
+        restart = False
         if (
             slot is not None
             and slot.state is SlotState.READY
             and in_triton
             and snapshot.epoch == self._beliefs.epoch
         ):
-            self._beliefs.believe(key, _type_of(key), slot.fence)
-            return LoadReport()
+            restart = self._beliefs.is_lost(key, slot.fence)
+            if not restart:
+                self._beliefs.believe(key, _type_of(key), slot.fence)
+                return LoadReport()
         demand.stage = LoadStage.SLOT
         evicted = await self._reserve(key, held, demand)
         demand.stage = LoadStage.LOADING
         started = time.monotonic()
         try:
-            await self._wait_until_settled(key)
+            if restart:
+                # Triton calls it ready and yet doesn't answer for it: its Python backend never revives a model
+                # process that died while idle (seen in 2.51).
+                # That unload may never end, so nobody waits for it.
+                log.warning("model_restarted", model=key)
+                await self._triton.unload(key)
+            else:
+                await self._settle(key, gone=False)
             await self._triton.load(key, timeout_s=self._load_timeout_s)
         except ServingError as error:
             MODEL_LOADS.labels(_type_of(key), "failed").inc()
@@ -317,16 +328,22 @@ class Loader:
         if (await self._states()).get(key, "") in _GONE:
             return
         await self._triton.unload(key)
-        await self._wait_until_settled(key, gone=True)
+        await self._settle(key, gone=True)
 
-    async def _wait_until_settled(self, key: str, *, gone: bool = False) -> None:
-        deadline = time.monotonic() + self._drain_timeout_s
+    async def _settle(self, key: str, *, gone: bool) -> None:
+        """Waits until Triton has unloaded the model (`gone`), or at least is not in the midst of a change."""
+        deadline = time.monotonic() + _SETTLE_S
         while True:
             state = (await self._states()).get(key, "")
             if state in _GONE or (not gone and state == "READY"):
                 return
             if time.monotonic() >= deadline:
-                raise TritonUnavailable(f"Triton keeps {key} in state {state}.", remedy="Restart Triton.")
+                if state == "READY":
+                    raise TritonUnavailable(f"Triton does not unload {key}.", remedy="Restart Triton.")
+                # No worker uses it, so nothing is in flight there: Triton waits for a model process that is dead
+                # (seen in 2.51). It serves nothing any more, and can be loaded anew.
+                log.warning("triton_state_hangs", model=key, state=state)
+                return
             await asyncio.sleep(_INDEX_POLL_S)
 
     async def _states(self) -> dict[str, str]:

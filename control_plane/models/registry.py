@@ -143,7 +143,7 @@ class ModelRegistry:
         return family.newest_first if family else ()
 
     async def refresh(self) -> None:
-        """Reads the repository again; folders whose card didn't change are not read. The first time the aliases, too."""
+        """Reads the repository again; folders whose card didn't change are not read. At first the aliases, too."""
         if not self._aliases.loaded:
             with suppress(RedisUnavailable):
                 await self._aliases.refresh()

@@ -251,6 +251,8 @@ def _client(settings: RedisSettings) -> tuple[Redis, list[Redis]]:
     if url is None:
         host = settings.host or "localhost"
         return Redis(host=host, port=settings.port, db=settings.db, password=password, **options), []
+    if url.startswith("unix:"):
+        del options["socket_keepalive"], options["socket_connect_timeout"]
     if not _SENTINEL_URL.match(url):
         return Redis.from_url(url, **options), []
     address = parse_sentinel_url(url)

@@ -20,7 +20,7 @@ from control_plane.errors import RedisUnavailable, TritonUnavailable
 from control_plane.settings import Settings
 from control_plane.store.residency import ReserveOutcome, SlotState, UnloadMode, UnloadOutcome
 from tests.integration.models.conftest import StartWorker
-from tests.support.embedded import running_redis, running_triton
+from tests.support.embedded import model_processes, running_redis, running_triton
 from tests.support.model_worker import ModelWorker, eventually, model_worker, worker_settings
 from tests.support.repository import marker_of, write_identity_like_model
 
@@ -159,6 +159,18 @@ async def test_killed_triton_gets_back_what_was_loaded(plant: Plant) -> None:
         for model in models:
             assert await worker.use(model) == marker_of("echo", model.version)
     assert (await one.cache.stats()).evictions == 0
+
+
+async def test_model_process_that_died_idle_is_restarted(plant: Plant) -> None:
+    one, two = plant.workers
+    model = one.version("echo", "v1.0")
+    await one.use(model)
+    for pid in model_processes(plant.triton):
+        os.kill(pid, signal.SIGKILL)
+    answers = await asyncio.gather(
+        *(worker.use(model, timeout_s=20) for worker in (one, two) for _ in range(3))
+    )
+    assert set(answers) == {marker_of("echo", "v1.0")}
 
 
 async def test_triton_killed_under_traffic_gives_only_unavailable_and_heals(plant: Plant) -> None:
