@@ -13,33 +13,6 @@ async def http_ok(host: str, port: int, path: str, *, timeout_s: float = _PROBE_
     return line.split(b" ")[1:2] == [b"200"]
 
 
-async def http_post(
-    host: str, port: int, path: str, body: bytes, *, timeout_s: float = _PROBE_TIMEOUT_S
-) -> bytes | None:
-    """The body of the answer to a JSON POST; None where it isn't a 200 in time.
-
-    For Triton's own answers only: it reads to the end of the connection and knows no chunked encoding.
-    """
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    try:
-        async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                writer.write(head.encode("ascii") + body)
-                await writer.drain()
-                answer = await reader.read()
-            finally:
-                writer.close()
-                await writer.wait_closed()
-    except _NETWORK_ERRORS:
-        return None
-    status, _, content = answer.partition(b"\r\n\r\n")
-    return content if status.split(b" ")[1:2] == [b"200"] else None
-
-
 async def redis_answers(
     host: str, port: int, *, password: str | None = None, timeout_s: float = _PROBE_TIMEOUT_S
 ) -> bool:

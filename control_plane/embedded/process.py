@@ -175,8 +175,7 @@ class Child:
             if not force:
                 with suppress(ProcessLookupError):
                     os.kill(self._process.pid, signal.SIGTERM)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._exited.wait(), self.spec.stop_timeout_s)
+                await self._exits_within(self.spec.stop_timeout_s)
             await self._kill()
         if self._keeper is not None:
             self._keeper.cancel()
@@ -244,14 +243,14 @@ class Child:
         while not self._exited.is_set() and loop.time() < deadline:
             if await self._ready() and not self._exited.is_set():
                 return True
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._exited.wait(), poll_s)
+            await self._exits_within(poll_s)
             poll_s = min(poll_s * 1.5, _LONGEST_POLL_S)
         return False
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
-        failures, started = 0, loop.time()
+        failures = 0
+        ready_at: float | None = loop.time()
         while True:
             await self._watch_log_until_exit()
             if self._stopping:
@@ -263,7 +262,10 @@ class Child:
                 self._enter(ChildState.STOPPED)
                 self.gave_up.set()
                 return
-            failures = 1 if loop.time() - started >= self.spec.restart.stable_after_s else failures + 1
+            # A long start that failed is no stable run.
+            was_stable = ready_at is not None and loop.time() - ready_at >= self.spec.restart.stable_after_s
+            failures = 1 if was_stable else failures + 1
+            ready_at = None
             pause_s = self.spec.restart.pause_s(failures, chance=random.random())  # noqa: S311  jitter
             log.warning(
                 "child_exited",
@@ -274,7 +276,6 @@ class Child:
             )
             self._enter(ChildState.BACKING_OFF)
             await asyncio.sleep(pause_s)
-            started = loop.time()
             try:
                 self._spawn()
             except OSError as error:
@@ -285,13 +286,19 @@ class Child:
             if await self._became_ready():
                 log.info("child_restarted", child=self.spec.name, pid=self.pid, restarts=self.restarts)
                 self._enter(ChildState.RUNNING)
+                ready_at = loop.time()
             else:
                 await self._kill()
 
+    async def _exits_within(self, timeout_s: float) -> None:
+        # Not `wait_for`: in Python 3.11 it loses a cancellation that comes with the event (cpython 86296).
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._exited.wait()
+
     async def _watch_log_until_exit(self) -> None:
         while not self._exited.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._exited.wait(), self.spec.log_check_s)
+            await self._exits_within(self.spec.log_check_s)
             with suppress(OSError):
                 if self.spec.log_path.stat().st_size > self.spec.log_limit_bytes:
                     # The child keeps the file open for appending, so it is copied and emptied, not renamed.

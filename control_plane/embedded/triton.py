@@ -13,14 +13,12 @@ import structlog
 
 from control_plane.embedded import layout, ports, probes
 from control_plane.embedded.errors import ChildFailed, PortTaken
-from control_plane.embedded.model_processes import ModelProcessWatch
 from control_plane.embedded.process import Child, ChildSpec, RestartPolicy
 
 log = structlog.get_logger()
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  the Python backend's regions lie there
 _BIND_ATTEMPTS = 5
-_WATCH_PAUSE_S = 5.0
 _BIND_FAILURES = ("address already in use", "failed to bind", "socket '", "unavailable - socket")
 
 
@@ -50,8 +48,6 @@ class TritonOptions:
     """Longest time until it is ready, in seconds."""
     exit_timeout_s: int = 5
     """How long its exit waits for requests in flight and for models to unload, in whole seconds."""
-    model_check_s: float = 0.5
-    """How often to look for models whose process died, in seconds."""
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     """When to start it again."""
 
@@ -92,7 +88,6 @@ class TritonServer:
         self.region_prefix = f"model_serving_{digest}_"
         self._ports: TritonPorts | None = None
         self._child: Child | None = None
-        self._watch: asyncio.Task[None] | None = None
 
     @property
     def has_child(self) -> bool:
@@ -183,14 +178,6 @@ class TritonServer:
                 log.warning("triton_port_taken", attempt=attempt + 1)
             else:
                 break
-        watch = ModelProcessWatch(
-            lambda: self.child.pid,
-            model_repository=self.options.model_repository,
-            host=self.options.host,
-            port=self.ports.http,
-            interval_s=self.options.model_check_s,
-        )
-        self._watch = asyncio.create_task(_keep_watching(watch), name="watch-model-processes")
         log.info(
             "triton_ready",
             pid=self.child.pid,
@@ -201,11 +188,6 @@ class TritonServer:
 
     async def stop(self, *, force: bool = False) -> None:
         """Stops Triton and removes its shared memory."""
-        if self._watch is not None:
-            self._watch.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watch
-            self._watch = None
         if self._child is not None:
             await self._child.stop(force=force)
             self._remove_regions()
@@ -233,15 +215,6 @@ class TritonServer:
         for region in _SHARED_MEMORY.glob(f"*{self.region_prefix}*"):
             with suppress(OSError):
                 region.unlink()
-
-
-async def _keep_watching(watch: ModelProcessWatch) -> None:
-    while True:
-        try:
-            await watch.run()
-        except Exception:  # a background task's boundary: logged, and tried again
-            log.exception("model_watch_failed")
-            await asyncio.sleep(_WATCH_PAUSE_S)
 
 
 def triton_arguments(

@@ -225,7 +225,9 @@ class Loader:
     async def _evict(self, victim: str, held: HeldLock, *, successor: str) -> bool:
         try:
             await self._drain(victim, held.fence, time.monotonic() + _EVICTION_DRAIN_S)
-            await self._take_out(victim)
+            # Not waited for: no worker uses it, and Triton serves it no more. What lingers about a second is the
+            # process of Triton's Python backend; native backends have none.
+            await self._triton.unload(victim)
         except DeadlineExceeded:
             await self._residency.abort_unload(victim, held.fence)
             return False

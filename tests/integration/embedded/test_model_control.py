@@ -1,8 +1,6 @@
 """What Triton does while models come and go: the facts that the control plane builds on."""
 
 import asyncio
-import os
-import signal
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +10,7 @@ from tritonclient.grpc import InferInput
 from tritonclient.grpc import aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from control_plane.embedded.triton import TritonOptions, TritonServer
-from tests.support.embedded import is_alive, model_processes
+from control_plane.embedded.triton import TritonServer
 from tests.support.repository import marker_of, write_identity_like_model
 
 _ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -91,50 +88,3 @@ async def test_hidden_folders_of_the_repository_disturb_nothing(
         assert states[".staging"] == ""  # listed like a model that was never loaded
         assert states["beside-v1"] == "READY"
         await client.unload_model("beside-v1")
-
-
-async def test_model_whose_process_is_killed_is_loaded_again(tmp_path: Path) -> None:
-    repository = tmp_path / "models"
-    for version in ("v1", "v2"):
-        write_identity_like_model(repository, "tiny", version)
-    options = TritonOptions(model_repository=repository, exit_timeout_s=2, model_check_s=0.1)
-    async with (
-        TritonServer(options, data_dir=tmp_path / "data") as server,
-        triton_aio.InferenceServerClient(server.grpc_url) as client,
-    ):
-        await client.load_model("tiny-v1")
-        (first,) = model_processes(server)
-        await client.load_model("tiny-v2")
-        (second,) = set(model_processes(server)) - {first}
-        os.kill(first, signal.SIGKILL)
-
-        async def is_back() -> bool:
-            try:
-                await _predict(client, "tiny-v1", marker_of("tiny", "v1"))
-            except InferenceServerException:
-                return False
-            return True
-
-        async with asyncio.timeout(30):
-            while not await is_back():  # noqa: ASYNC110  nothing announces it
-                await asyncio.sleep(0.05)
-        assert is_alive(second)  # the other model went on
-        await _predict(client, "tiny-v2", marker_of("tiny", "v2"))
-
-
-async def test_ordinary_unloads_are_not_taken_for_deaths(tmp_path: Path) -> None:
-    repository = tmp_path / "models"
-    write_identity_like_model(repository, "tiny", "v1")
-    options = TritonOptions(model_repository=repository, exit_timeout_s=2, model_check_s=0.02)
-    async with (
-        TritonServer(options, data_dir=tmp_path / "data") as server,
-        triton_aio.InferenceServerClient(server.grpc_url) as client,
-    ):
-        for _ in range(3):
-            await client.load_model("tiny-v1")
-            await client.unload_model("tiny-v1")
-        async with asyncio.timeout(30):
-            while model_processes(server):  # noqa: ASYNC110  nothing announces it
-                await asyncio.sleep(0.05)
-        states = {model.name: model.state for model in (await client.get_model_repository_index()).models}
-        assert states["tiny-v1"] == "UNAVAILABLE"

@@ -36,9 +36,15 @@ class TritonPythonModel(BatchedModel):
 
     def open(self, path: Path, *, gpu: int | None) -> None:
         """Opens the session; the configuration's tensors must be the graph's."""
-        self._session = ort.InferenceSession(
-            str(path), self._session_options(), providers=self._providers(gpu)
-        )
+        wanted = self._providers(gpu)
+        self._session = ort.InferenceSession(str(path), self._session_options(), providers=wanted)
+        # ONNX Runtime falls back to the CPU in silence, and lists CUDA as available wherever its wheel has it.
+        missing = {name for name, _ in wanted[:-1]} - set(self._session.get_providers())
+        if missing:
+            raise ValueError(
+                f"the instance group asks for a GPU, but ONNX Runtime could not use {sorted(missing)} here; install "
+                "their libraries, or export the model for cpu or auto"
+            )
         self.inputs = self.names("input")
         known = [node.name for node in self._session.get_inputs()]
         if set(self.inputs) != set(known):
@@ -86,12 +92,6 @@ class TritonPythonModel(BatchedModel):
     def _providers(self, gpu: int | None) -> list[Any]:
         if gpu is None:
             return ["CPUExecutionProvider"]
-        available = ort.get_available_providers()
-        if "CUDAExecutionProvider" not in available:
-            raise ValueError(
-                f"the instance group asks for a GPU, ONNX Runtime here offers {available}; install onnxruntime-gpu "
-                "with its CUDA libraries, or export the model for cpu or auto"
-            )
         device = {"device_id": str(gpu)}
         optimization = self.config.get("optimization", {})
         accelerators = optimization.get("execution_accelerators", {}).get("gpu_execution_accelerator", [])
