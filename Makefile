@@ -74,6 +74,7 @@ bench: setup ## the benchmarks (docs/performance.md, docs/embedded.md)
 	$(BIN)/python -m benchmarks.mc_dropout_cost
 	$(BIN)/python -m benchmarks.hot_path
 	$(BIN)/python -m benchmarks.embedded
+	$(BIN)/python -m benchmarks.scheduler_stall
 
 docs: setup ## regenerate the generated files (requirements.txt, docs/configuration.md)
 	$(BIN)/python docs/generate.py

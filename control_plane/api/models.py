@@ -208,7 +208,7 @@ async def job(request: Request, job_id: str) -> Response:
 async def get_model(request: Request, model_type: str, version: str) -> ModelDetail:
     """One version: model card, signature, state, use. `version` may be `latest` or an alias."""
     resources = resources_of(request)
-    model = resources.registry.resolve(model_type, version)
+    model = await resources.registry.resolve_fresh(model_type, version)
     states = await resources.cache.states([model.key])
     card = model.card
     return ModelDetail(

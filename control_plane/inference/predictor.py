@@ -14,6 +14,10 @@ from control_plane.inference.accounts import UNKNOWN, Failures
 from control_plane.inference.answers import PredictAnswer, timestamp_now
 from control_plane.inference.dispatcher import Infer
 from control_plane.inference.identifiers import uuid7
+from control_plane.inference.open_inference import InferRequest
+from control_plane.inference.open_inference_answers import TensorAnswer
+from control_plane.inference.open_inference_names import find_model, type_of
+from control_plane.inference.open_inference_tensors import plan_tensors
 from control_plane.inference.plans import Plan
 from control_plane.inference.requests import AnyPredictRequest
 from control_plane.inference.served import ServedModel, ServedModels
@@ -88,7 +92,7 @@ class Predictor:
             if request.experiment_id is not None and request.experiment_id != NO_EXPERIMENT:
                 raise _unknown_experiment(request.experiment_id)
             try:
-                model = self._registry.resolve(request.model_type, request.model_version)
+                model = await self._registry.resolve_fresh(request.model_type, request.model_version)
             except UnknownVersion:
                 model_type = request.model_type
                 raise
@@ -96,7 +100,12 @@ class Predictor:
             served = self._served.of(model)
             plan = served.kind.plan(request, max_rows=self._settings.limits.max_rows)
             outputs = await self._run(
-                model, served, plan, request, self._deadline(request, received), priority or request.priority
+                model,
+                served,
+                plan,
+                request.batch_size,
+                self._deadline(request, received),
+                priority or request.priority,
             )
             meaning = served.kind.interpret(request, outputs)
         except asyncio.CancelledError:
@@ -119,6 +128,37 @@ class Predictor:
             ab_test_group=None,
             warnings=plan.warnings + meaning.warnings,
         )
+
+    async def infer(self, request: InferRequest, *, received: float, request_id: str) -> TensorAnswer:
+        """Answers one request of raw tensors: like `predict`, with no meaning added.
+
+        Raises:
+            As `predict`.
+        """
+        model_type = version = UNKNOWN
+        try:
+            if request.experiment_id is not None and request.experiment_id != NO_EXPERIMENT:
+                raise _unknown_experiment(request.experiment_id)
+            try:
+                model = find_model(self._registry, request.name, request.version)
+            except UnknownVersion:
+                model_type = type_of(request.name)
+                raise
+            model_type, version = model.model_type, model.version
+            served = self._served.of(model)
+            plan = plan_tensors(request, model.card, max_rows=self._settings.limits.max_rows)
+            timeout_s = (
+                self._settings.api.request_timeout_s if request.timeout_s is None else request.timeout_s
+            )
+            outputs = await self._run(model, served, plan, plan.rows, received + timeout_s, request.priority)
+        except asyncio.CancelledError:
+            self._failures.cancelled(model_type=model_type, version=version)
+            raise
+        except Exception as error:
+            self._failures.failed(error, model_type=model_type, version=version, request_id=request_id)
+            raise
+        served.accounts.answered(rows=plan.rows, latency_s=self._clock() - received)
+        return TensorAnswer(model=model, outputs=outputs)
 
     def refused(self, error: Exception, *, request_id: str | None) -> None:
         """Counts and logs a request that was refused before its model was known."""
@@ -152,7 +192,7 @@ class Predictor:
         model: ModelVersion,
         served: ServedModel,
         plan: Plan,
-        request: AnyPredictRequest,
+        batch_size: int,
         deadline: float,
         priority: int,
     ) -> Mapping[str, Array]:
@@ -165,7 +205,7 @@ class Predictor:
                     pause_s = await self._pause(pause_s, deadline)
                     continue
             try:
-                return await self._dispatch(served, plan, request, deadline, priority)
+                return await self._dispatch(served, plan, batch_size, deadline, priority)
             except ModelNotReady:
                 self._cache.report_lost(model)
                 if self._clock() + pause_s >= deadline:
@@ -185,10 +225,10 @@ class Predictor:
         return min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def _dispatch(
-        self, served: ServedModel, plan: Plan, request: AnyPredictRequest, deadline: float, priority: int
+        self, served: ServedModel, plan: Plan, batch_size: int, deadline: float, priority: int
     ) -> Mapping[str, Array]:
         dispatcher = served.dispatcher
-        most = min(request.batch_size, dispatcher.limits.max_rows)
+        most = min(batch_size, dispatcher.limits.max_rows)
         if plan.rows <= most:
             return await dispatcher.submit(
                 plan.inputs, plan.outputs, lane=plan.lane, deadline=deadline, priority=priority

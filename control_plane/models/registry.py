@@ -4,6 +4,7 @@ Reading never fails on what lies in the folder: a version without a good card is
 """
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +29,8 @@ from control_plane.models.versions import (
 )
 
 log = structlog.get_logger()
+
+_UNKNOWN_REFRESH_S = 0.5
 
 _Stamp = tuple[int, int, int]
 
@@ -85,6 +88,7 @@ class ModelRegistry:
         self._by_key: Mapping[str, ModelVersion] = {}
         self._read: dict[str, tuple[_Stamp, ModelVersion | None]] = {}
         self._refreshing = asyncio.Lock()
+        self._refreshed_at = 0.0
 
     @property
     def repository(self) -> Path:
@@ -124,6 +128,21 @@ class ModelRegistry:
             return found
         return self._raise_unknown(model_type, version, family, target)
 
+    async def resolve_fresh(self, model_type: str, version: str = LATEST) -> ModelVersion:
+        """As `resolve`, but reads the repository again before it says that something doesn't exist: a version that was
+        exported on the command line is there at once. At most every `_UNKNOWN_REFRESH_S` seconds, whoever asks.
+
+        Raises:
+            As `resolve`.
+        """
+        try:
+            return self.resolve(model_type, version)
+        except (UnknownModel, UnknownVersion):
+            if time.monotonic() - self._refreshed_at < _UNKNOWN_REFRESH_S:
+                raise
+        await self.refresh()
+        return self.resolve(model_type, version)
+
     def get(self, key: str) -> ModelVersion | None:
         """The version of that Triton name."""
         return self._by_key.get(key)
@@ -149,6 +168,7 @@ class ModelRegistry:
                 await self._aliases.refresh()
         async with self._refreshing:
             read = await asyncio.to_thread(_scan, self._repository, dict(self._read))
+            self._refreshed_at = time.monotonic()
             if read == self._read:
                 return
             self._read = read

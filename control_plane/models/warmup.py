@@ -70,7 +70,7 @@ class Warmup:
 
     async def _warm_up(self, target: WarmupTarget) -> WarmupResult:
         try:
-            model = self._registry.resolve(target.model_type, target.version)
+            model = await self._registry.resolve_fresh(target.model_type, target.version)
         except NotFound as error:
             return _result(target, WarmupStatus.NOT_FOUND, error)
         except ServingError as error:

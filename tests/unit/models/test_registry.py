@@ -83,3 +83,13 @@ async def test_missing_repository_is_empty(registry: ModelRegistry, tmp_path: Pa
     tmp_path.rmdir()  # noqa: ASYNC240  a test
     await registry.refresh()
     assert registry.model_types() == ()
+
+
+async def test_version_published_by_others_is_found_before_it_is_called_unknown(
+    registry: ModelRegistry, tmp_path: Path
+) -> None:
+    with pytest.raises(UnknownModel):
+        await registry.resolve_fresh("echo", "v1")
+    write_identity_like_model(tmp_path, "echo", "v1")
+    registry._refreshed_at = 0.0  # as if half a second had passed since the last look
+    assert (await registry.resolve_fresh("echo", "v1")).version == "v1"
