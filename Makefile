@@ -10,31 +10,38 @@ PIP_FLAGS := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL),)
 PYTEST := $(BIN)/python -m pytest
 HYPOTHESIS_PROFILE ?= ci
 
-AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# A Debian or Ubuntu package that Python needs and lacks here; $(1) is its name.
+define apt_install
+echo "• installing $(1), which $(PYTHON) needs here"; \
+	[ "$$(id -u)" = 0 ] && as_root= || as_root=sudo; \
+	command -v apt-get >/dev/null && { [ -z "$$as_root" ] || command -v sudo >/dev/null; } \
+	  || { echo "Only an administrator can do that. Ask for: apt install $(1)"; exit 1; }; \
+	$$as_root apt-get update -q && $$as_root apt-get install -y -q $(1)
+endef
 LIBPYTHON = $(shell $(PYTHON) -c 'import sys; print("libpython%d.%d" % sys.version_info[:2])')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve demo test check fmt test-unit test-integration test-e2e test-deep bench docs lock clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make .venv and install everything (again only when something changed)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3,11) <= sys.version_info[:2] <= (3,12) else "Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; try: make setup PYTHON=python3.11")'
-	@test -x $(BIN)/pip || { echo "• making $(VENV)"; $(PYTHON) -m venv $(VENV) >/dev/null 2>&1; } || { \
-	  echo "• $(PYTHON) has no venv module here: installing python3-venv"; rm -rf $(VENV); \
-	  $(AS_ROOT) apt-get update -q && $(AS_ROOT) apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
+	@if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(call apt_install,python3-venv); fi
+	@if ! $(PYTHON) -c 'import ctypes, sysconfig; ctypes.CDLL(sysconfig.get_config_var("INSTSONAME"))' 2>/dev/null \
+	  && ! ls "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))')"/libpython3*.so* >/dev/null 2>&1; \
+	  then $(call apt_install,$(LIBPYTHON)); fi
+	@test -x $(BIN)/pip || { echo "• making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "• installing packages (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=24'
 	@$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]' \
 	  > $(VENV)/install.log 2>&1 & pid=$$!; \
 	  while kill -0 $$pid 2>/dev/null; do sleep 2; printf '\r  %-100.100s' "$$(tail -n 1 $(VENV)/install.log | tr -d '\r')"; done; \
 	  printf '\r%-102s\r' ''; wait $$pid || { tail -n 30 $(VENV)/install.log; exit 1; }
-	@$(BIN)/python -c 'from control_plane.embedded.layout import check_stub, find_triton; check_stub(find_triton())' 2>/dev/null || { \
-	  echo "• Triton's Python backend needs Python's shared library: installing $(LIBPYTHON)"; \
-	  $(AS_ROOT) apt-get update -q && $(AS_ROOT) apt-get install -y -q $(LIBPYTHON); }
+	@$(BIN)/python -c 'from control_plane.embedded.layout import check_stub, find_triton; check_stub(find_triton())'
 	@touch $(STAMP)
 
 serve: setup ## start Triton, Redis and the API here; the demo models answer
@@ -44,7 +51,7 @@ serve: setup ## start Triton, Redis and the API here; the demo models answer
 demo: setup ## a tour of the whole API against a running server
 	@$(BIN)/python examples/model_serving_demo.py
 
-test: check test-unit test-integration test-e2e ## everything that needs neither root nor Debian packages
+test: check test-unit test-integration test-e2e ## the linters and every test; needs no root
 
 check: setup ## ruff, mypy, import contracts, file length, lock and generated files current
 	$(BIN)/ruff check .
@@ -83,5 +90,5 @@ lock: setup ## take the newest releases that pyproject.toml allows into constrai
 	$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
 	$(BIN)/python -m pip freeze --exclude-editable | grep -vE '^(pip|setuptools|wheel)==' | sed 's/+cpu$$//' > constraints.txt
 
-clean: ## remove what was built or started here (not the models)
+clean: ## remove .venv, caches and data/ (logs, the embedded Redis); models stay
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis data

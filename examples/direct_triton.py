@@ -1,6 +1,6 @@
 """The same prediction three ways: REST to the control plane, and HTTP and gRPC straight to Triton.
 
-    python examples/direct_triton.py [--api http://127.0.0.1:8080] [--http 127.0.0.1:8000] [--grpc 127.0.0.1:8001]
+    .venv/bin/python examples/direct_triton.py [--api URL] [--http HOST:PORT] [--grpc HOST:PORT] [--version v1.0]
 
 Exit code 1 when the three differ by more than 1e-4 relative.
 """
@@ -67,7 +67,8 @@ def by_rest(api: str, version: str, window: np.ndarray) -> dict[str, np.ndarray]
         "return_uncertainty": True,
     }
     response = httpx.post(f"{api}/api/v1/predict", json=body, timeout=60)
-    response.raise_for_status()
+    if response.status_code != httpx.codes.OK:
+        sys.exit(f"REST answered {response.status_code}: {response.json()['detail']}")
     predictions = response.json()["predictions"]
     return {name: np.asarray(predictions[name]) for name in OUTPUTS}
 

@@ -1,7 +1,7 @@
 """A tour of the whole API against a running server, on real EURUSD windows.
 
     make serve                      # in one terminal
-    make demo                       # in another; or: python examples/model_serving_demo.py --api http://host:port
+    make demo                       # in another; or: .venv/bin/python examples/model_serving_demo.py --api http://host:port
 
 Prints what each step answered, and exits with 1 when anything is off.
 """
@@ -143,7 +143,7 @@ class Tour:
             "file_path": "checkpoints/cnn_lstm_hybrid-v1.0.pth",
         }
         answer = self.call("POST", "/api/v1/models/load", json=body)
-        console.print(f"{answer['message']} in {answer['load_time_ms']:.0f} ms as {answer['triton_model']}")
+        console.print(f"{answer['triton_model']} is loaded, after {answer['load_time_ms']:.0f} ms")
         assert self.predict(model_version="v0.9-demo")["model_version"] == "v0.9-demo"
         self.call("POST", "/api/v1/models/unload", json={"model_type": MODEL, "version": "v0.9-demo"})
         self.call("DELETE", f"/api/v1/models/{MODEL}/v0.9-demo")
@@ -171,6 +171,7 @@ class Tour:
 
     def cache(self) -> None:
         stats = self.call("GET", "/api/v1/models/cache/stats")
+        stats["hit_rate"] = round(stats["hit_rate"], 3)
         show("figure", "value", [(name, value) for name, value in stats.items() if name != "models"])
         assert stats["total_models"] <= stats["max_capacity"]
 
@@ -202,7 +203,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--api", default="http://127.0.0.1:8080")
-    tour = Tour(parser.parse_args().api)
+    api = parser.parse_args().api
+    try:
+        httpx.get(f"{api}/api/v1/health/live").raise_for_status()
+    except httpx.HTTPError as error:
+        console.print(
+            f"Nothing answers at {api} ({error}). Run `make serve` first, or name the server with --api."
+        )
+        return 1
+    tour = Tour(api)
     failed = 0
     for title, step in tour.steps:
         console.rule(f"[bold]{title}")

@@ -1,12 +1,15 @@
-"""/docs and /redoc without the internet: their scripts are served from here."""
+"""/docs and /redoc without the internet, and /docs/errors, where every problem's `type` leads."""
 
+import html
 from pathlib import Path
 
 import fastapi_offline
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
+
+from control_plane.errors import PROBLEMS
 
 _STATIC = "/static/docs"
 
@@ -35,5 +38,23 @@ def mount_docs(app: FastAPI) -> None:
             with_google_fonts=False,
         )
 
+    @router.get("/docs/errors")
+    async def errors() -> HTMLResponse:
+        return HTMLResponse(errors_page())
+
+    @router.get("/")
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
     app.mount(_STATIC, StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static"))
     app.include_router(router)
+
+
+def errors_page() -> str:
+    """The problem types as a page: an anchor for each, its status, title and meaning."""
+    rows = "".join(
+        f'<h2 id="{problem.slug}">{problem.slug}</h2><p>{problem.status}, {html.escape(problem.title)}. '
+        f"{html.escape((cls.__doc__ or '').partition('Args:')[0].strip())}</p>"
+        for cls, problem in PROBLEMS.items()
+    )
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Errors</title><h1>Errors</h1>{rows}</html>'

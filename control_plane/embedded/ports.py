@@ -68,7 +68,8 @@ def listen(host: str, port: int, *, backlog: int = 2048) -> socket.socket:
             f"{host}:{port} can't be listened on: {error.strerror or error}.",
             expected="a free port of an address of this machine",
             got=f"{host}:{port}",
-            remedy="Stop what uses the port, or choose another; port 0 takes a free one.",
+            remedy="Stop what uses the port, or choose another (API_PORT, MODEL_SERVING__TRITON__GRPC_PORT, …); "
+            "0 takes a free one.",
         ) from error
     sock.listen(backlog)
     sock.setblocking(False)  # noqa: FBT003  its only form

@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import shlex
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -88,6 +90,7 @@ class TritonServer:
         self.region_prefix = f"model_serving_{digest}_"
         self._ports: TritonPorts | None = None
         self._child: Child | None = None
+        self._links: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def has_child(self) -> bool:
@@ -135,6 +138,7 @@ class TritonServer:
         backends = self._data_dir / "triton" / "backends"
         await asyncio.to_thread(layout.lay_out_backends, backends, files)
         self.options.model_repository.mkdir(parents=True, exist_ok=True)
+        repository, backends = self._for_the_shell(self.options.model_repository.absolute(), backends)
         asked = (self.options.http_port, self.options.grpc_port, self.options.metrics_port)
         for port in asked:
             if port and not await ports.becomes_free(port, host=self.options.host):
@@ -151,6 +155,7 @@ class TritonServer:
                         *triton_arguments(
                             self.options,
                             self._ports,
+                            repository=repository,
                             backends=backends,
                             caches=files.caches,
                             region_prefix=self.region_prefix,
@@ -191,6 +196,9 @@ class TritonServer:
         if self._child is not None:
             await self._child.stop(force=force)
             self._remove_regions()
+        if self._links is not None:
+            self._links.cleanup()
+            self._links = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -208,6 +216,20 @@ class TritonServer:
             host, self.ports.metrics, "/metrics"
         )
 
+    def _for_the_shell(self, *folders: Path) -> tuple[Path, ...]:
+        """The folders, or links to them in a private folder where a path of theirs isn't one word to a shell.
+
+        Triton's Python backend starts the models' processes through bash, with unquoted paths (2.51): in `my project/`
+        no model would ever load.
+        """
+        if all(shlex.quote(str(folder)) == str(folder) for folder in folders):
+            return folders
+        self._links = tempfile.TemporaryDirectory(prefix="model_serving_")
+        links = tuple(Path(self._links.name) / str(number) for number in range(len(folders)))
+        for link, folder in zip(links, folders, strict=True):
+            link.symlink_to(folder)
+        return links
+
     def _ports_tuple(self) -> tuple[int, int, int]:
         return self.ports.http, self.ports.grpc, self.ports.metrics
 
@@ -218,7 +240,13 @@ class TritonServer:
 
 
 def triton_arguments(
-    options: TritonOptions, chosen: TritonPorts, *, backends: Path, caches: Path, region_prefix: str
+    options: TritonOptions,
+    chosen: TritonPorts,
+    *,
+    repository: Path,
+    backends: Path,
+    caches: Path,
+    region_prefix: str,
 ) -> list[str]:
     """Triton's command line, without the program.
 
@@ -228,12 +256,13 @@ def triton_arguments(
     Args:
         options: How to run it.
         chosen: The ports.
+        repository: The model repository.
         backends: The backends folder.
         caches: The wheel's caches folder.
         region_prefix: Starts the names of its regions in /dev/shm.
     """
     arguments = [
-        f"--model-repository={options.model_repository.absolute()}",
+        f"--model-repository={repository}",
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",

@@ -362,7 +362,7 @@ class ModelCache:
                 )
             raise DeadlineExceeded(
                 f"{key} is still being loaded.",
-                remedy="Try again shortly, or load it ahead with POST /models/warmup.",
+                remedy="Try again shortly, or load it ahead with POST /api/v1/models/warmup.",
             )
         if flight.task.cancelled():
             raise ShuttingDown("This worker is stopping.")

@@ -68,6 +68,16 @@ def test_idle_worker_is_small_and_second_start_is_ready_again(folder: Path) -> N
         assert time.monotonic() - started < 60
 
 
+def test_models_load_in_a_folder_that_a_shell_would_split(folder: Path) -> None:
+    """Triton's Python backend starts its processes through bash, with unquoted paths."""
+    spaced = folder / "my project; $(touch x) 'quoted'"
+    (spaced / "model_repository").mkdir(parents=True)
+    write_identity_like_model(spaced / "model_repository", "spaced", "v1")
+    with running_server(spaced) as server, httpx.Client(base_url=server.url, timeout=30) as api:
+        answer = api.post("/api/v1/predict", json=Target("spaced", "v1").body())
+        assert answer.status_code == 200, answer.text
+
+
 def test_second_server_on_the_same_data_says_so(server: Server) -> None:
     answer = subprocess.run(
         [sys.executable, "-m", "control_plane", "serve"],

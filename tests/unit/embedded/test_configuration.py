@@ -10,7 +10,12 @@ _PORTS = TritonPorts(http=1, grpc=2, metrics=3)
 
 def _arguments(options: TritonOptions) -> list[str]:
     return triton_arguments(
-        options, _PORTS, backends=Path("/data/backends"), caches=Path("/wheel/caches"), region_prefix="mine_"
+        options,
+        _PORTS,
+        repository=options.model_repository.absolute(),
+        backends=Path("/data/backends"),
+        caches=Path("/wheel/caches"),
+        region_prefix="mine_",
     )
 
 
