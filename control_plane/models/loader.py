@@ -43,6 +43,7 @@ _INDEX_POLL_S = 0.02
 _SLOT_POLL_S = 0.05
 _DRAIN_POLL_S = 0.02
 _EVICTION_DRAIN_S = 5.0
+_EVICTION_SETTLE_S = 0.2
 _SETTLE_S = 10.0
 _GONE = frozenset({"", "UNAVAILABLE"})
 _ATTEMPTS = 3
@@ -225,9 +226,12 @@ class Loader:
     async def _evict(self, victim: str, held: HeldLock, *, successor: str) -> bool:
         try:
             await self._drain(victim, held.fence, time.monotonic() + _EVICTION_DRAIN_S)
-            # Not waited for: no worker uses it, and Triton serves it no more. What lingers about a second is the
-            # process of Triton's Python backend; native backends have none.
             await self._triton.unload(victim)
+            # No worker uses it, and Triton serves it no more. A native backend frees its memory within this time; the
+            # process of Triton's Python backend lingers a second whatever happens, and isn't waited for.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_EVICTION_SETTLE_S):
+                    await self._settle(victim, gone=True)
         except DeadlineExceeded:
             await self._residency.abort_unload(victim, held.fence)
             return False

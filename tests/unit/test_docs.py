@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
 
+from control_plane import __version__
 from control_plane.app import create_app
 from control_plane.settings import Settings
 from control_plane.telemetry import metrics
@@ -54,3 +55,7 @@ def test_route_is_documented() -> None:
         if f"`{method.upper()} {path}`" not in page
     ]
     assert missing == []
+
+
+def test_changelog_has_the_packages_version() -> None:
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
