@@ -9,6 +9,7 @@ TORCH_INDEX_URL ?=
 PIP_FLAGS := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL),)
 PYTEST := $(BIN)/python -m pytest
 HYPOTHESIS_PROFILE ?= ci
+PROCESSES ?= 2
 
 # A Debian or Ubuntu package that Python needs and lacks here; $(1) is its name.
 define apt_install
@@ -66,7 +67,7 @@ fmt: setup ## format, and fix what ruff can
 	$(BIN)/ruff format .
 
 test-unit: setup ## pure tests, no sockets
-	HYPOTHESIS_PROFILE=$(HYPOTHESIS_PROFILE) $(PYTEST) tests/unit
+	HYPOTHESIS_PROFILE=$(HYPOTHESIS_PROFILE) $(PYTEST) -n $(PROCESSES) tests/unit
 
 test-integration: setup ## the real Triton and the real Redis
 	HYPOTHESIS_PROFILE=$(HYPOTHESIS_PROFILE) $(PYTEST) tests/integration

@@ -197,7 +197,7 @@ async def test_thrash_over_six_versions_in_three_slots_keeps_every_invariant(
     assert stats.evictions >= 3
 
 
-async def test_twenty_unloads_under_traffic_give_only_right_answers(start_worker: StartWorker) -> None:
+async def test_repeated_unloads_under_traffic_give_only_right_answers(start_worker: StartWorker) -> None:
     worker, other = await start_worker(), await start_worker()
     model = worker.version("echo", "v1.0")
     answers = 0
@@ -210,12 +210,12 @@ async def test_twenty_unloads_under_traffic_give_only_right_answers(start_worker
             answers += 1
 
     callers = [asyncio.create_task(caller(one)) for one in (worker, other) for _ in range(4)]
-    for _ in range(20):
+    for _ in range(8):
         await worker.cache.load(model, deadline=time.monotonic() + 30, fresh=True)
         assert await other.cache.unload(model.key, deadline=time.monotonic() + 30)
     running = False
     await asyncio.gather(*callers)
-    assert answers >= 160
+    assert answers >= 64
 
 
 async def test_unload_waits_for_requests_in_flight(start_worker: StartWorker, repository: Path) -> None:
