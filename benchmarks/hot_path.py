@@ -9,29 +9,42 @@ network: the calls are answered in memory with outputs of the hybrid's shapes (T
 import argparse
 import asyncio
 import cProfile
+import io
 import json
 import pstats
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import structlog
 import uvloop
+from fastapi import FastAPI
 from tritonclient.grpc import service_pb2
 
+from control_plane.api import predict
+from control_plane.api.body_limit import BodyLimit
+from control_plane.api.draining import Draining
+from control_plane.api.middleware import RequestEnvelope
+from control_plane.api.problem import install_handlers
 from control_plane.inference import uncertainty
 from control_plane.inference.answers import to_json
+from control_plane.inference.arrow import read_arrow, write_arrow
 from control_plane.inference.dispatcher import Dispatcher, DispatcherLimits
 from control_plane.inference.hybrid import HybridModel
+from control_plane.inference.npy import read_npy
 from control_plane.inference.predictor import Predictor
+from control_plane.inference.query_options import request_of
 from control_plane.inference.requests import decode_predict
 from control_plane.models.card import ModelCard
 from control_plane.models.registry import ModelVersion
 from control_plane.settings import Settings
+from control_plane.triton.client import infer_message
 
 CHANNELS, LENGTH, CLASSES, TARGETS, MEMBERS, SAMPLES = 50, 60, 3, 1, 5, 100
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -58,6 +71,9 @@ class OneModel:
     def resolve(self, model_type: str, version: str = "latest") -> ModelVersion:
         del model_type, version
         return self.version
+
+    async def resolve_fresh(self, model_type: str, version: str = "latest") -> ModelVersion:
+        return self.resolve(model_type, version)
 
     def get(self, key: str) -> ModelVersion:
         del key
@@ -105,6 +121,51 @@ def outputs_of(rows: int) -> dict[str, Any]:
     return arrays
 
 
+QUERY = b"model_type=cnn_lstm_hybrid"
+
+
+def binary(read: Callable[[bytes], Any], body: bytes) -> Any:
+    """A binary body and its query parameters, as the route reads them."""
+    return request_of(QUERY, read(body))
+
+
+def write_stream(window: Any) -> bytes:
+    """A window as an Arrow stream of fixed-shape tensors."""
+    table = pa.table({"data": pa.FixedShapeTensorArray.from_numpy_ndarray(window)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def application(predictor: Any, body: bytes) -> Callable[[], Awaitable[None]]:
+    """One request through the middleware, the routing and the handler, over bare ASGI."""
+    settings = Settings()
+    app = FastAPI()
+    install_handlers(app)
+    app.router.routes.extend(predict.routes())
+    app.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
+    app.add_middleware(RequestEnvelope, draining=Draining())
+    state = {"resources": SimpleNamespace(settings=settings, predictor=predictor)}
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        del message
+
+    async def one() -> None:
+        scope = {
+            "type": "http", "method": "POST", "path": "/api/v1/predict", "raw_path": b"/api/v1/predict",
+            "query_string": b"", "headers": [*headers], "root_path": "", "http_version": "1.1", "scheme": "http",
+            "state": dict(state),
+        }  # fmt: skip
+        await app(scope, receive, send)
+
+    return one
+
+
 def per_call_us(work: Callable[[], object]) -> float:
     """Least CPU time of one call, in microseconds."""
     work()
@@ -141,8 +202,10 @@ async def measure(rows: int, *, profile: bool) -> None:
     request = decode_predict(body)
     plan = kind.plan(request, max_rows=1000)
     outputs = outputs_of(rows)
-    array = plan.inputs["x"]
-    request_message = service_pb2.ModelInferRequest
+    file = io.BytesIO()
+    np.save(file, window.astype(np.float32), allow_pickle=False)
+    npy = file.getvalue()
+    arrow = write_stream(window.astype(np.float32))
     response = service_pb2.ModelInferResponse(
         outputs=[
             service_pb2.ModelInferResponse.InferOutputTensor(name=name, datatype="FP32", shape=value.shape)
@@ -168,12 +231,7 @@ async def measure(rows: int, *, profile: bool) -> None:
     answer = await predictor.predict(request, received=time.monotonic())
 
     def build() -> bytes:
-        return request_message(
-            model_name="cnn_lstm_hybrid-v1.0",
-            inputs=[request_message.InferInputTensor(name="x", datatype="FP32", shape=array.shape)],
-            outputs=[request_message.InferRequestedOutputTensor(name=name) for name in plan.outputs],
-            raw_input_contents=[array.tobytes()],
-        ).SerializeToString()
+        return infer_message("cnn_lstm_hybrid-v1.0", plan.inputs, plan.outputs)
 
     def read() -> dict[str, Any]:
         parsed = service_pb2.ModelInferResponse.FromString(response_bytes)
@@ -189,6 +247,8 @@ async def measure(rows: int, *, profile: bool) -> None:
     print(f"{rows} x {CHANNELS} x {LENGTH} floats, {len(body):,} bytes of JSON; CPU microseconds a request\n")
     for name, figure in [
         ("parse the JSON", per_call_us(lambda: decode_predict(body))),
+        ("  or .npy with its options", per_call_us(lambda: binary(read_npy, npy))),
+        ("  or Arrow with its options", per_call_us(lambda: binary(read_arrow, arrow))),
         ("check the shape, make the tensor", per_call_us(lambda: kind.plan(request, max_rows=1000))),
         (
             "queue, call task, timers, metrics",
@@ -212,7 +272,9 @@ async def measure(rows: int, *, profile: bool) -> None:
         ),
         ("interpret, all of it", per_call_us(lambda: kind.interpret(request, outputs))),
         ("write the JSON", per_call_us(lambda: to_json(answer))),
+        ("  or Arrow", per_call_us(lambda: write_arrow(answer))),
         ("bytes to bytes, without gRPC", await per_await_us(whole)),
+        ("the whole ASGI application", await per_await_us(application(predictor, body), 2000)),
     ]:
         print(f"  {name:36s} {figure:9.1f}")
     if profile:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from control_plane import __version__
-from control_plane.api import docs, health, metrics, models, predict, version
+from control_plane.api import docs, health, metrics, models, predict, v2, version
 from control_plane.api.body_limit import BodyLimit
 from control_plane.api.draining import Draining
 from control_plane.api.middleware import RequestEnvelope
@@ -51,7 +51,7 @@ def create_app(settings: Settings, *, draining: Draining | None = None) -> FastA
         redoc_url=None,
     )
     install_handlers(app)
-    app.router.routes.extend(predict.routes(API_PREFIX))
+    app.router.routes.extend([*predict.routes(API_PREFIX), *v2.routes()])
     for router in (models.router, health.router, metrics.router):
         app.include_router(router, prefix=API_PREFIX)
     app.include_router(metrics.root_router)
@@ -121,6 +121,7 @@ def _describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = generate()
             predict.describe(document, API_PREFIX)
+            v2.describe(document)
             app.openapi_schema = document
         return app.openapi_schema
 

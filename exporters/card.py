@@ -14,6 +14,8 @@ from exporters.errors import InvalidModel
 from exporters.spec import Device, ModelFormat, Normalization, TensorSpec
 
 SCHEMA_VERSION = 1
+EXPORT_REVISION = 1
+"""Raised whenever the exporters make something else of the same file and options: it is part of the digest."""
 CARD_FILE = "model.json"
 CONFIG_FILE = "config.pbtxt"
 ARTEFACTS: Mapping[ModelFormat, str] = {
@@ -150,9 +152,10 @@ def content_digest(
         normalization: as folded into the graph.
         model_format: of the artefact.
         device: of the instances.
-        options: of the export: max_batch_size, instance_count and the like.
+        options: of the export: max_batch_size, instance_count, the opset and the like.
     """
     content = {
+        "revision": EXPORT_REVISION,
         "model_type": model_type,
         "source": source_sha256,
         "config": dict(config),

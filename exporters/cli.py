@@ -1,7 +1,6 @@
 """The exporters' command line. Each command parses, calls one function, and prints; nothing is decided here."""
 
 import json
-import os
 import sys
 import tempfile
 import traceback
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from exporters.errors import ExportError, InvalidConfig, InvalidModel
-from exporters.limits import MIN_MEMORY_MB, Limits
+from exporters.limits import DEFAULT_LIMITS, MIN_MEMORY_MB, Limits, apply_limits, translated_limits
 from exporters.protocol import STAGE_PROGRESS, ExportRequest, OnStage, Stage, Status
 from exporters.spec import Device, ModelFormat
 
@@ -37,6 +36,14 @@ Each export is verified before it is published, and published whole or not at al
 code from it. Exporting the same again changes nothing.
 """,
 )
+
+
+@app.callback()
+def _limit_commands(context: typer.Context) -> None:
+    # `main` gives the limits; `run` sets its own
+    if context.obj is not None and context.invoked_subcommand != "run":
+        apply_limits(context.obj)
+
 
 Version = Annotated[str, typer.Option(help="Version to publish, e.g. v1.0.", show_default=False)]
 Repository = Annotated[Path, typer.Option(help="Model repository that Triton reads.")]
@@ -277,19 +284,6 @@ def publish_missing(
         typer.echo(f"{checkpoints} holds no checkpoints named TYPE-VERSION.pth.")
 
 
-@app.command()
-def demo_checkpoints(
-    checkpoints: Annotated[Path, typer.Option(help="Folder for the checkpoints.")] = Path("checkpoints"),
-    report: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("docs/demo_models.md"),
-) -> None:
-    """Trains the two committed demonstration checkpoints again, on real data; takes a few minutes.
-
-    The same as python -m exporters.demo, which has more options.
-    """
-    arguments = ["--checkpoints", str(checkpoints), "--report", str(report)]
-    os.execv(sys.executable, [sys.executable, "-m", "exporters.demo", *arguments])  # noqa: S606 - our own module
-
-
 def _configuration(file: Path | None, settings: list[str] | None) -> dict[str, Any] | None:
     values: dict[str, Any] = {}
     if file is not None:
@@ -351,7 +345,8 @@ def _progress(name: str) -> Iterator[OnStage]:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and ends the process with its exit code."""
     try:
-        app(arguments)
+        with translated_limits(DEFAULT_LIMITS):
+            app(arguments, obj=DEFAULT_LIMITS)
     except ExportError as error:
         typer.echo(f"error: {error.detail}", err=True)
         for label, text in (("expected", error.expected), ("got", error.got), ("what to do", error.remedy)):

@@ -64,6 +64,7 @@ def build_config(
     inputs: tuple[CardTensor, ...],
     outputs: tuple[CardTensor, ...],
     options: ServingOptions,
+    digest: str,
 ) -> Any:
     """Builds the configuration of one version.
 
@@ -73,6 +74,7 @@ def build_config(
         inputs: with shapes without the batch axis, -1 dynamic.
         outputs: likewise.
         options: batch size, instances and device.
+        digest: of the version's content; TensorRT's engines are cached by it.
 
     Returns:
         A `ModelConfig` message.
@@ -100,7 +102,7 @@ def build_config(
     for key, value in sorted(parameters.items()):
         config.parameters[key].string_value = value
     if options.device is Device.GPU and model_format is ModelFormat.ONNX:
-        _accelerate(config, name, tensorrt=options.tensorrt)
+        _accelerate(config, f"{name}-{digest[:16]}", tensorrt=options.tensorrt)
     return config
 
 
@@ -115,7 +117,7 @@ def set_instances(config: Any, options: ServingOptions) -> None:
     )
 
 
-def _accelerate(config: Any, name: str, *, tensorrt: bool) -> None:
+def _accelerate(config: Any, cache: str, *, tensorrt: bool) -> None:
     accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
     if tensorrt:
         accelerators.add(
@@ -123,7 +125,7 @@ def _accelerate(config: Any, name: str, *, tensorrt: bool) -> None:
             parameters={
                 "precision_mode": "FP16",
                 "trt_engine_cache_enable": "1",
-                "trt_engine_cache_path": f"{TENSORRT_CACHE}/{name}",
+                "trt_engine_cache_path": f"{TENSORRT_CACHE}/{cache}",
             },
         )
     # the exhaustive search, the default, would time every algorithm anew for each time length

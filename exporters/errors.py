@@ -18,6 +18,18 @@ Each carries `code` (stable, for programs) and `exit_code` (of the process). 2 i
 
 from typing import ClassVar
 
+MAX_TEXT = 1000
+
+
+def shown(name: str) -> str:
+    """A name out of a file as errors quote it: at most 80 characters, all of them ASCII."""
+    return ascii(name[:80])[:80]
+
+
+def _sendable(text: str) -> str:
+    """Cut to what an event may carry, with surrogates escaped: UTF-8 has no form for them."""
+    return text[:MAX_TEXT].encode("utf-8", "backslashreplace").decode()[:MAX_TEXT]
+
 
 class ExportError(Exception):
     """Root of the tree. `expected`, `got` and `remedy` are for people; `code` is for programs."""
@@ -28,11 +40,11 @@ class ExportError(Exception):
     def __init__(
         self, detail: str, *, expected: str | None = None, got: str | None = None, remedy: str | None = None
     ) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.expected = expected
-        self.got = got
-        self.remedy = remedy
+        super().__init__(_sendable(detail))
+        self.detail = _sendable(detail)
+        self.expected = None if expected is None else _sendable(expected)
+        self.got = None if got is None else _sendable(got)
+        self.remedy = None if remedy is None else _sendable(remedy)
 
 
 class UnsafeCheckpoint(ExportError):

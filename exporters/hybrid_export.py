@@ -101,6 +101,7 @@ def write(
                     inputs=inputs,
                     outputs=outputs,
                     options=options,
+                    digest=digest,
                 ),
                 device=options.device,
                 description=model.description,

@@ -37,6 +37,10 @@ class Limits:
     cpu_s: int | None = None
 
 
+DEFAULT_LIMITS = Limits(memory_mb=8192, cpu_s=3600)
+"""Of the command line's commands, whose files may be as hostile as those of `run`."""
+
+
 def apply_limits(limits: Limits) -> None:
     """Sets the limits on this process. A lower limit already in force stays."""
     if limits.memory_mb is not None:

@@ -1,33 +1,27 @@
 """Reads a ready-made ONNX file: checked, self-contained, and with its tensors described.
 
 Refused by name: newer opset or IR than Triton's image reads, operators of custom domains, external data outside the
-file's folder. External data inside is embedded, so that what is published is one file.
+file's folder. External data inside is embedded, so that what is published is one file. What is read is a copy.
 """
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
-from exporters.checkpoints.identify import open_regular
+from exporters.checkpoints.identify import copy_regular, open_regular
 from exporters.errors import FileTooLarge, InvalidModel
-from exporters.spec import TensorSpec
+from exporters.spec import DATATYPES, TensorSpec
 
 MAX_OPSET = 21
 MAX_IR_VERSION = 10
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """`com.microsoft` is ONNX Runtime's own: its optimiser and quantiser write it."""
-
-_DATATYPES = {
-    "FLOAT": "FP32", "DOUBLE": "FP64", "FLOAT16": "FP16", "BFLOAT16": "BF16", "INT64": "INT64", "INT32": "INT32",
-    "INT16": "INT16", "INT8": "INT8", "UINT64": "UINT64", "UINT32": "UINT32", "UINT16": "UINT16", "UINT8": "UINT8",
-    "BOOL": "BOOL", "STRING": "BYTES",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,32 +37,36 @@ class OnnxFile:
     embedded: bool
 
 
-def source_digest(path: Path, *, max_bytes: int) -> tuple[str, int]:
-    """SHA-256 and size of an ONNX file together with its external data.
+def copy_onnx(path: Path, folder: Path, *, max_bytes: int) -> tuple[Path, str, int]:
+    """Copies an ONNX file and its external data into a folder, so that nobody changes them any more.
+
+    Returns:
+        The copy of the file, and SHA-256 and size of all copies together.
 
     Raises:
         InvalidModel: not ONNX, or its external data is missing or elsewhere.
         FileTooLarge: beyond `max_bytes` in all.
     """
-    return _digest(path, _load_structure(path, max_bytes=max_bytes), max_bytes=max_bytes)
-
-
-def _digest(path: Path, proto: Any, *, max_bytes: int) -> tuple[str, int]:
+    copy = folder / path.name
+    total = copy_regular(path, copy, max_bytes=min(max_bytes, MAX_PROTOBUF_BYTES))
     digest = hashlib.sha256()
-    total = 0
-    for part in (path, *external_files(proto, path.parent)):
-        stream, size = open_regular(part, max_bytes=max_bytes)
-        with stream:
+    files = [copy]
+    for location in _external_locations(_load_structure(copy, max_bytes=max_bytes)):
+        target = folder / location
+        target.parent.mkdir(parents=True, exist_ok=True)
+        total += copy_regular(_beside(path.parent, location), target, max_bytes=max_bytes)
+        files.append(target)
+        if total > max_bytes:
+            raise FileTooLarge(
+                "The model and its external data are larger than the limit on model files.",
+                expected=f"at most {max_bytes:,} bytes",
+                got=f"{total:,} bytes",
+            )
+    for file in files:
+        with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
-        total += size
-    if total > max_bytes:
-        raise FileTooLarge(
-            "The model and its external data are larger than the limit on model files.",
-            expected=f"at most {max_bytes:,} bytes",
-            got=f"{total:,} bytes",
-        )
-    return digest.hexdigest(), total
+    return copy, digest.hexdigest(), total
 
 
 def read_onnx(path: Path, *, max_bytes: int) -> OnnxFile:
@@ -81,9 +79,13 @@ def read_onnx(path: Path, *, max_bytes: int) -> OnnxFile:
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     _check_versions(opset, proto.ir_version)
     _check_domains(proto)
-    external = external_files(proto, path.parent)
+    external = _external_locations(proto)
+    for location in external:
+        _beside(path.parent, location)
     if external:
         onnx.load_external_data_for_model(proto, str(path.parent))
+        if left := _external_locations(proto):  # of a sparse tensor, or of a function's default
+            raise _external_elsewhere(left[0])
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as error:
@@ -107,13 +109,13 @@ def read_onnx(path: Path, *, max_bytes: int) -> OnnxFile:
 
 
 def write_onnx_file(model: OnnxFile, source: Path, target: Path) -> None:
-    """Writes the model as one file: a copy of the source, or with its external data embedded.
+    """Puts the model in place as one file: the copied source itself, or with its external data embedded.
 
     Raises:
         InvalidModel: with its data it is beyond the 2 GB of a protobuf message.
     """
     if not model.embedded:
-        target.write_bytes(source.read_bytes())
+        source.rename(target)
         return
     if model.proto.ByteSize() > MAX_PROTOBUF_BYTES:
         raise InvalidModel(
@@ -153,7 +155,7 @@ def _check_versions(opset: int, ir_version: int) -> None:
 
 def _check_domains(proto: Any) -> None:
     allowed = DOMAINS | {function.domain for function in proto.functions}
-    for node in _nodes(proto):
+    for node in _messages(proto, "NodeProto"):
         if node.domain not in allowed:
             raise InvalidModel(
                 f"The model uses an operator of a custom domain: {node.domain}.{node.op_type}.",
@@ -163,58 +165,66 @@ def _check_domains(proto: Any) -> None:
             )
 
 
-def _nodes(proto: Any) -> Iterator[Any]:
-    pending = [proto.graph.node, *(function.node for function in proto.functions)]
+def _messages(proto: Any, kind: str) -> Iterator[Any]:
+    """All messages of a kind, wherever in the model: in subgraphs, functions, and attributes and their defaults."""
+    pending = [proto]
     while pending:
-        for node in pending.pop():
-            yield node
-            for attribute in node.attribute:
-                pending += [graph.node for graph in (attribute.g, *attribute.graphs) if graph.node]
+        message = pending.pop()
+        if message.DESCRIPTOR.name == kind:
+            yield message
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                pending += [value] if isinstance(value, Message) else value
 
 
-def external_files(proto: Any, folder: Path) -> tuple[Path, ...]:
-    """The files of the model's external data, in the order of their names.
-
-    Raises:
-        InvalidModel: one is missing, or lies outside `folder`.
-    """
+def _external_locations(proto: Any) -> list[str]:
     locations: set[str] = set()
-    for tensor in _tensors(proto):
+    for tensor in _messages(proto, "TensorProto"):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             locations.update(entry.value for entry in tensor.external_data if entry.key == "location")
-    files = []
-    for location in sorted(locations):
-        file = folder / location
-        inside = "\\" not in location and file.resolve().is_relative_to(folder.resolve())
-        if not inside or file.is_symlink() or not file.is_file():
-            raise InvalidModel(
-                "The model's external data isn't in its folder.",
-                expected="a file beside the model",
-                got=location[:200],
-                remedy="Save it as one file: onnx.save_model(model, path, save_as_external_data=False).",
-            )
-        files.append(file)
-    return tuple(files)
+    return sorted(locations)
 
 
-def _tensors(proto: Any) -> Iterator[Any]:
-    graphs = [proto.graph]
-    nodes = list(_nodes(proto))
-    for node in nodes:
-        for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
-            graphs += [attribute.g, *attribute.graphs]
-    for graph in graphs:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
+def _beside(folder: Path, location: str) -> Path:
+    """The file of external data.
+
+    Raises:
+        InvalidModel: it is missing, or lies outside `folder`.
+    """
+    file = folder / location
+    parts = PurePosixPath(location).parts
+    named_inside = bool(parts) and parts[0] != "/" and ".." not in parts and "\\" not in location
+    if (
+        not named_inside
+        or not file.resolve().is_relative_to(folder.resolve())
+        or file.is_symlink()
+        or not file.is_file()
+    ):
+        raise _external_elsewhere(location)
+    return file
+
+
+def _external_elsewhere(location: str) -> InvalidModel:
+    return InvalidModel(
+        "The model's external data isn't in its folder, or isn't an initializer's or a node's.",
+        expected="a file beside the model",
+        got=location[:200],
+        remedy="Save it as one file: onnx.save_model(model, path, save_as_external_data=False).",
+    )
+
+
+def _datatype(elem_type: int) -> str | None:
+    if elem_type == onnx.TensorProto.BFLOAT16:  # numpy has none
+        return "BF16"
+    if elem_type not in onnx.helper.get_all_tensor_dtypes():
+        return None
+    return DATATYPES.get(onnx.helper.tensor_dtype_to_np_dtype(elem_type).name)
 
 
 def _tensor(entry: Any, kind: str) -> TensorSpec:
     tensor = entry.type.tensor_type
-    datatype = _DATATYPES.get(onnx.TensorProto.DataType.Name(tensor.elem_type), "")
-    if not entry.type.HasField("tensor_type") or not datatype:
+    datatype = _datatype(tensor.elem_type)
+    if not entry.type.HasField("tensor_type") or datatype is None:
         raise InvalidModel(
             f"The {kind} {entry.name} isn't a tensor that Triton can carry.",
             expected="a tensor of numbers, booleans or strings",

@@ -20,19 +20,13 @@ from exporters.checkpoints.normalization import find_normalization
 from exporters.checkpoints.reader import Checkpoint, open_checkpoint
 from exporters.config_pbtxt import ServingOptions
 from exporters.errors import InvalidConfig, UnsupportedCheckpoint
-from exporters.hybrid.config import ConfigOrigin, HybridConfig, read_fields
+from exporters.hybrid.config import DEFAULT_SEED, INFERRED_FROM, ConfigOrigin, HybridConfig, read_fields
 from exporters.protocol import ExportRequest, OnStage, Stage, Status, check_request
 from exporters.publication import locked
-from exporters.spec import Device, ModelFormat, Normalization
+from exporters.spec import OPSET, Device, ModelFormat, Normalization
 
 HYBRID = "cnn_lstm_hybrid"
 RL_ENSEMBLE = "rl_ensemble"
-
-TENSOR_DEFINED_KEYS = frozenset({
-    "input_dim", "cnn_filter_sizes", "cnn_num_filters", "lstm_hidden_dim", "lstm_num_layers", "lstm_bidirectional",
-    "feature_fusion_dim", "num_classes", "regression_targets", "num_ensemble_models",
-})  # fmt: skip
-"""Configuration that the hybrid's builder reads off the tensors' shapes: settled by the checkpoint's digest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +91,7 @@ def _export_hybrid(request: ExportRequest, *, on_stage: OnStage, max_bytes: int)
                 got="neither",
                 remedy="Give the training configuration with the request: --set input_dim=50 …",
             )
+        read_fields(request.config or {}, origin=ConfigOrigin.REQUEST)  # refused before torch is imported
         normalization = find_normalization(path, request=request.normalization, config=checkpoint.config)
         if published is not None:
             digest = _published_digest(request, checkpoint, normalization, published)
@@ -158,7 +153,11 @@ def _digest(
         normalization=normalization,
         model_format=_format(request),
         device=_options(request).device,
-        options=_options(request).as_mapping(),
+        options={
+            **_options(request).as_mapping(),
+            "opset": OPSET if _format(request) is ModelFormat.ONNX else None,
+            "mask_seed": DEFAULT_SEED,
+        },
     )
 
 
@@ -177,7 +176,7 @@ def _published_digest(
     settled = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in published.config.items()
-        if key in TENSOR_DEFINED_KEYS
+        if key in INFERRED_FROM
     }
     if any(stated.get(key, value) != value for key, value in settled.items()):
         return None

@@ -1,7 +1,8 @@
 """Publishes a version's folder atomically: staged beside, synced, renamed into place.
 
 Whatever kills the process, the repository holds either the old version or the new one, whole. What a killed export
-left in staging is removed by the next export. One export at a time publishes a version (a lock file held by flock).
+left in staging is removed by the next export. One export at a time publishes a version: it holds a lock file by
+flock, and removes that file as it ends.
 
 Source: renameat2(2), rename(2), flock(2).
 """
@@ -10,16 +11,20 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from exporters.errors import ExportFailed, NotEnoughSpace
 
 STAGING = ".staging"
-_REPLACED = "old"
+_NEW, _REPLACED = "new", "old"
+_KEPT = re.compile(r".+\.\d+\.[0-9a-f]{8}")
+_KEPT_S = 24 * 60 * 60
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -53,18 +58,61 @@ def translated_os_errors(action: str) -> Iterator[None]:
 def locked(repository: Path, name: str) -> Iterator[None]:
     """Holds the lock of one version, waiting for another exporter of the same version.
 
+    A repository that isn't there yet is made; where the body fails, and nothing was published, it is removed again.
+
     Raises:
         ExportFailed: the repository can't be written to.
     """
-    with translated_os_errors(f"the lock of {name}"):
-        staging = repository / STAGING
-        staging.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(staging / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    is_new = not repository.exists()
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the kernel drops it with the process
-        yield
+        with _lock(repository, name, wait=True):
+            yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # something of another's is in it
+                (repository / STAGING).rmdir()
+                repository.rmdir()
+        raise
+
+
+@contextmanager
+def _lock(repository: Path, name: str, *, wait: bool) -> Iterator[bool]:
+    """Holds a version's lock file, and removes it at the end; False where another has it and `wait` isn't set."""
+    path = repository / STAGING / f"{name}.lock"
+    with translated_os_errors(f"the lock of {name}"):
+        descriptor = _acquire(path, wait=wait)
+    if descriptor is None:
+        yield False
+        return
+    try:
+        yield True
     finally:
-        os.close(descriptor)
+        path.unlink(missing_ok=True)
+        os.close(
+            descriptor
+        )  # the kernel does it with the process; the file is then left to the next exporter
+
+
+def _acquire(path: Path, *, wait: bool) -> int | None:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # the folder was removed meanwhile
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder removed it before we had it
 
 
 @contextmanager
@@ -76,7 +124,7 @@ def staged(repository: Path, name: str) -> Iterator[Path]:
     Raises:
         NotEnoughSpace, ExportFailed: from the body's or our own use of the file system.
     """
-    folder = repository / STAGING / f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
+    folder = repository / STAGING / f"{name}.{secrets.token_hex(4)}.{_NEW}"
     with translated_os_errors(f"{name} in the model repository"):
         try:
             remove_dead(repository, held=name)
@@ -106,9 +154,10 @@ def publish(repository: Path, folder: Path, name: str) -> Path:
 
 
 def remove_dead(repository: Path, *, held: str | None = None) -> tuple[str, ...]:
-    """Removes staging folders whose process is gone.
+    """Removes what exporters left in staging: whoever holds a version's lock is the only one at work on it.
 
-    A process of another container looks gone from here, but still holds its version's lock.
+    The control plane keeps copies there as `<name>.<process>.<mark>`, without the lock, for the minutes of a load
+    (control_plane/models/files.py): those go once they are a day old.
 
     Args:
         repository: the model repository.
@@ -119,11 +168,16 @@ def remove_dead(repository: Path, *, held: str | None = None) -> tuple[str, ...]
     """
     removed = []
     for entry in sorted((repository / STAGING).glob("*.*.*")):
-        name, process, mark = entry.name.rsplit(".", 2)
-        if not entry.is_dir() or not process.isdigit() or _is_alive(int(process)):
+        name, _, mark = entry.name.rsplit(".", 2)
+        if not entry.is_dir():
             continue
-        with _try_lock(repository, name, held=name == held) as is_ours:
-            if not is_ours:
+        if mark not in (_NEW, _REPLACED):
+            if _KEPT.fullmatch(entry.name) is not None and time.time() - entry.stat().st_ctime > _KEPT_S:
+                shutil.rmtree(entry, ignore_errors=True)
+                removed.append(entry.name)
+            continue
+        with nullcontext(True) if name == held else _lock(repository, name, wait=False) as is_ours:  # noqa: FBT003
+            if not is_ours or not entry.exists():
                 continue
             if mark == _REPLACED and not (repository / name).exists():
                 entry.rename(repository / name)  # killed between the two renames of `_replace`
@@ -133,41 +187,12 @@ def remove_dead(repository: Path, *, held: str | None = None) -> tuple[str, ...]
     return tuple(removed)
 
 
-@contextmanager
-def _try_lock(repository: Path, name: str, *, held: bool) -> Iterator[bool]:
-    if held:
-        yield True
-        return
-    descriptor = os.open(repository / STAGING / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        yield False
-    else:
-        yield True
-    finally:
-        os.close(descriptor)
-
-
-def _is_alive(process: int) -> bool:
-    if process == os.getpid():
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _replace(folder: Path, target: Path) -> None:
     if _exchange(folder, target):
         shutil.rmtree(folder, ignore_errors=True)
         return
     # file systems without RENAME_EXCHANGE: two renames; `remove_dead` undoes the first if we die between them
-    old = folder.with_name(f"{target.name}.{os.getpid()}.{_REPLACED}")
-    shutil.rmtree(old, ignore_errors=True)
+    old = folder.with_name(f"{target.name}.{secrets.token_hex(4)}.{_REPLACED}")
     target.rename(old)
     try:
         folder.rename(target)

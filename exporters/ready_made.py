@@ -5,6 +5,7 @@ must be for a known type is in `KNOWN_TYPES`; a new type has whatever tensors th
 """
 
 import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from exporters.card import (
     content_digest,
     file_sha256,
 )
-from exporters.checkpoints.identify import FileKind
+from exporters.checkpoints.identify import FileKind, copy_regular
 from exporters.config_pbtxt import datatype_of
 from exporters.errors import InvalidConfig, InvalidModel
 from exporters.model_types import KNOWN_TYPES, check_type
-from exporters.onnx_file import OnnxFile, read_onnx, source_digest, write_onnx_file
+from exporters.onnx_file import OnnxFile, copy_onnx, read_onnx, write_onnx_file
 from exporters.protocol import ExportRequest, OnStage, Stage, Status
 from exporters.publication import staged
 from exporters.spec import ModelFormat, TensorSpec
@@ -33,6 +34,7 @@ from exporters.user_config import find_user_config, merge_config, options_of, pa
 
 _TENSOR_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:/-]{0,127}")
 _DYNAMIC = -1
+_SOURCE = "source"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,40 +66,37 @@ def export_ready_made(
     model_format = ModelFormat.ONNX if kind is FileKind.ONNX else ModelFormat.TORCHSCRIPT
     _check_request(request, model_format)
     published = draft.published_card(request)
-    if model_format is ModelFormat.TORCHSCRIPT:
-        screen(path, max_bytes=max_bytes)
-        source = CardSource(file_name=path.name, sha256=file_sha256(path), size_bytes=path.stat().st_size)
-    else:
-        sha256, size_bytes = source_digest(path, max_bytes=max_bytes)
-        source = CardSource(file_name=path.name, sha256=sha256, size_bytes=size_bytes)
     found = find_user_config(path)
     user = parse_user_config(*found, model_format) if found is not None else None
     options = options_of(request, user)
-    digest = content_digest(
-        model_type=request.model_type,
-        source_sha256=source.sha256,
-        config=request.config or {},
-        normalization=None,
-        model_format=model_format,
-        device=options.device,
-        options={
-            **options.as_mapping(),
-            "config.pbtxt": found[1].decode("utf-8", "replace") if found else None,
-        },
-    )
-    if draft.is_published(request, published, digest) and published is not None:
-        return Status.UNCHANGED, published
-
-    on_stage(Stage.BUILDING)
-    signature = _signature(request, path, model_format, user, max_bytes=max_bytes)
     with staged(Path(request.repository), request.triton_model) as folder:
+        copy, source = _copied(path, folder / _SOURCE, model_format, max_bytes=max_bytes)
+        digest = content_digest(
+            model_type=request.model_type,
+            source_sha256=source.sha256,
+            config=request.config or {},
+            normalization=None,
+            model_format=model_format,
+            device=options.device,
+            options={
+                **options.as_mapping(),
+                "config.pbtxt": found[1].decode("utf-8", "replace") if found else None,
+            },
+        )
+        if draft.is_published(request, published, digest) and published is not None:
+            return Status.UNCHANGED, published
+
+        on_stage(Stage.BUILDING)
+        if model_format is ModelFormat.TORCHSCRIPT:
+            screen(copy, max_bytes=max_bytes)
+        signature = _signature(request, copy, model_format, user, max_bytes=max_bytes)
         on_stage(Stage.EXPORTING)
         artefact = folder / ARTEFACTS[model_format]
         if signature.onnx is not None:
-            write_onnx_file(signature.onnx, path, artefact)
+            write_onnx_file(signature.onnx, copy, artefact)
         else:
-            artefact.write_bytes(path.read_bytes())
-            screen(artefact, max_bytes=max_bytes)  # what is loaded is what was screened
+            copy.rename(artefact)
+        shutil.rmtree(folder / _SOURCE)
         on_stage(Stage.VERIFYING)
         inputs = card_tensors(signature.inputs, model_format=model_format)
         trial = try_artefact(
@@ -107,7 +106,7 @@ def export_ready_made(
         check_type(request.model_type, inputs, outputs)
         on_stage(Stage.PUBLISHING)
         serving, warnings = merge_config(
-            user, request, model_format=model_format, inputs=inputs, outputs=outputs
+            user, request, model_format=model_format, inputs=inputs, outputs=outputs, digest=digest
         )
         card = draft.finish(
             request,
@@ -135,6 +134,20 @@ def export_ready_made(
             ),
         )
     return Status.PUBLISHED, card
+
+
+def _copied(
+    path: Path, folder: Path, model_format: ModelFormat, *, max_bytes: int
+) -> tuple[Path, CardSource]:
+    """Copies the file, with an ONNX model's external data: all that follows is about the copy, which nobody changes."""
+    folder.mkdir()
+    if model_format is ModelFormat.ONNX:
+        copy, sha256, size_bytes = copy_onnx(path, folder, max_bytes=max_bytes)
+    else:
+        copy = folder / path.name
+        size_bytes = copy_regular(path, copy, max_bytes=max_bytes)
+        sha256 = file_sha256(copy)
+    return copy, CardSource(file_name=path.name, sha256=sha256, size_bytes=size_bytes)
 
 
 def _check_request(request: ExportRequest, model_format: ModelFormat) -> None:

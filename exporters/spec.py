@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+DATATYPES: Mapping[str, str] = {
+    "float64": "FP64", "float32": "FP32", "float16": "FP16", "int64": "INT64", "int32": "INT32", "int16": "INT16",
+    "int8": "INT8", "uint64": "UINT64", "uint32": "UINT32", "uint16": "UINT16", "uint8": "UINT8", "bool": "BOOL",
+    "object": "BYTES",
+}  # fmt: skip
+"""Triton's name of each of numpy's types."""
+OPSET = 17
+"""Of the ONNX that is written here."""
+
+
 class ModelFormat(StrEnum):
     """File format of the published artefact."""
 

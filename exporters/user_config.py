@@ -131,6 +131,7 @@ def merge_config(
     model_format: ModelFormat,
     inputs: tuple[CardTensor, ...],
     outputs: tuple[CardTensor, ...],
+    digest: str,
 ) -> tuple[Any, tuple[str, ...]]:
     """Makes the configuration that is published: the user's, completed, or one of our own.
 
@@ -140,6 +141,7 @@ def merge_config(
         model_format: of the artefact.
         inputs: of the model.
         outputs: of the model.
+        digest: of the version's content.
 
     Returns:
         The ModelConfig message, and warnings for the card.
@@ -149,7 +151,12 @@ def merge_config(
     """
     options = options_of(request, user)
     ours = build_config(
-        name=request.triton_model, model_format=model_format, inputs=inputs, outputs=outputs, options=options
+        name=request.triton_model,
+        model_format=model_format,
+        inputs=inputs,
+        outputs=outputs,
+        options=options,
+        digest=digest,
     )
     if user is None:
         return ours, ()

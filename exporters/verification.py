@@ -4,22 +4,26 @@ Batch size and time length both vary, since exporters have been seen to freeze e
 Knows nothing of the model families beyond their tensors' names and shapes.
 """
 
+import math
+import tokenize
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from warnings import catch_warnings, filterwarnings
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
-from exporters.errors import VerificationFailed
+from exporters.checkpoints.archive import open_zip_safely
+from exporters.checkpoints.identify import open_regular
+from exporters.errors import ExportError, InvalidModel, VerificationFailed
+from exporters.runtimes import Run, open_artefact
 from exporters.spec import ExportableModel, ModelFormat
 
 TOLERANCE = 1e-4
@@ -31,12 +35,20 @@ SCALE_FLOOR = 1e-6
 REAL_INPUT_GLOB = "*_windows.npz"
 """Files beside a checkpoint that hold real input: `x` float32 [windows, channels, time]."""
 
+MAX_REAL_INPUT_BYTES = 64 << 20
+MAX_WINDOWS = 256
+MAX_BATCH = 256
+"""Rows of the largest batch that is run: a graph that is right for 1, 2, 33 and 256 rows hasn't frozen the batch."""
+_MAX_NAME_BYTES = 800
 _BATCH_SIZES = (1, 2, 33)
-
-Array = npt.NDArray[np.generic]
-Runner = Callable[[tuple[Tensor, ...]], Sequence[Array]]
+_NOT_WINDOWS = (
+    ExportError, OSError, ValueError, KeyError, EOFError, SyntaxError, RecursionError, NotImplementedError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a file that holds no windows raises."""
 
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    InvalidModel,
     ort_errors.EPFail,
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -64,6 +76,7 @@ class _Case:
     """Inputs of one kind (random, real), by batch size; `where` says which in errors."""
 
     where: str
+    real: bool
     inputs: Callable[[int], tuple[Tensor, ...]]
 
 
@@ -77,7 +90,7 @@ def verify(
 ) -> Verification:
     """Compares the artefact's outputs with the module's.
 
-    Runs batches of 1, 2, 33 (where the server's largest allows) and the largest, each with all of
+    Runs batches of 1, 2, 33 (where the server's largest allows) and the largest up to 256, each with all of
     `model.time_lengths`, on random input and on `real_input`. The relative error of an output is
     `max |artefact - module| / max |module|`, both over all elements and batch sizes of one time length and
     one kind of input: a scale for each tensor, so that single elements near zero do not blow it up.
@@ -88,13 +101,15 @@ def verify(
         model_format: Decides the runtime: ONNX Runtime on the CPU, or `torch.jit`.
         max_batch_size: The largest batch that will be served.
         real_input: Float32 like the model's first input with a batch axis, recycled to each batch size. Of
-            longer windows the last steps are taken; lengths beyond the windows' run on random input only.
+            longer windows the last steps are taken; lengths beyond the windows' run on random input only, and
+            so do those at which the module itself gives NaN or infinity on the windows.
 
     Raises:
         VerificationFailed: The artefact does not run, or its outputs differ in number, name, shape or value.
     """
     run = _open(model, artefact, model_format)
-    batch_sizes = tuple(sorted({*(size for size in _BATCH_SIZES if size < max_batch_size), max_batch_size}))
+    largest = min(max_batch_size, MAX_BATCH)
+    batch_sizes = tuple(sorted({*(size for size in _BATCH_SIZES if size < largest), largest}))
     worst = 0.0
     for time in model.time_lengths or (None,):
         for case in _cases(model, time, real_input):
@@ -108,23 +123,57 @@ def find_real_input(folder: Path, model: ExportableModel) -> Tensor | None:
     """Finds windows of real input beside a checkpoint that fit the model's first input.
 
     Takes the first `*_windows.npz` whose `x` has the model's channels and whose `feature_names`, where both
-    sides have them, are the model's. Files that are no such archive are passed over: they are not the
-    export's business.
+    sides have them, are the model's. Files that are no such archive, or are larger than 64 MiB, are passed over:
+    they are not the export's business. What an array's header says is checked before any of it is read.
 
     Returns:
-        Float32 [windows, channels, time], or None.
+        Float32 [windows, channels, time], the first 256 windows; or None.
     """
     for path in sorted(folder.glob(REAL_INPUT_GLOB)):
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                x = archive["x"]
-                names = tuple(map(str, archive["feature_names"])) if "feature_names" in archive else None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            x = _read_windows(path, model)
+        except _NOT_WINDOWS:
             continue
-        same_names = names is None or model.feature_names is None or names == model.feature_names
-        if same_names and x.dtype == np.float32 and _fits(x.shape, model) and bool(np.isfinite(x).all()):
+        if x is not None and bool(np.isfinite(x).all()):
             return torch.from_numpy(x)
     return None
+
+
+def _read_windows(path: Path, model: ExportableModel) -> npt.NDArray[np.float32] | None:
+    stream, size_bytes = open_regular(path, max_bytes=MAX_REAL_INPUT_BYTES)
+    with stream, open_zip_safely(stream, size_bytes) as archive:
+        if "feature_names.npy" in archive.namelist() and model.feature_names is not None:
+            shape, dtype, member = _open_array(archive, "feature_names.npy")
+            with member:
+                if (
+                    shape != (len(model.feature_names),)
+                    or dtype.kind != "U"
+                    or dtype.itemsize > _MAX_NAME_BYTES
+                ):
+                    return None
+                names = np.frombuffer(member.read(shape[0] * dtype.itemsize), dtype=dtype)
+            if tuple(map(str, names)) != model.feature_names:
+                return None
+        shape, dtype, member = _open_array(archive, "x.npy")
+        with member:
+            read = (min(shape[0], MAX_WINDOWS), *shape[1:]) if shape else shape
+            needed = math.prod(read) * dtype.itemsize
+            if dtype != np.dtype("<f4") or not _fits(shape, model) or needed > MAX_REAL_INPUT_BYTES:
+                return None
+            return np.frombuffer(bytearray(member.read(needed)), dtype=np.float32).reshape(read)
+
+
+def _open_array(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any], IO[bytes]]:
+    """An array's shape and dtype, and the stream of its data."""
+    member = archive.open(name)
+    version = np.lib.format.read_magic(member)  # type: ignore[no-untyped-call]
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+        version
+    ]
+    shape, is_fortran, dtype = header(member)  # type: ignore[no-untyped-call]
+    if is_fortran and len(shape) > 1:
+        raise ValueError("columns first")
+    return shape, dtype, member
 
 
 def _fits(shape: Sequence[int], model: ExportableModel) -> bool:
@@ -138,7 +187,7 @@ def _fits(shape: Sequence[int], model: ExportableModel) -> bool:
 
 def _cases(model: ExportableModel, time: int | None, real_input: Tensor | None) -> Iterator[_Case]:
     suffix = "" if time is None else f", time {time}"
-    yield _Case(where=f"random input{suffix}", inputs=lambda batch: model.example(batch, time))
+    yield _Case(where=f"random input{suffix}", real=False, inputs=lambda batch: model.example(batch, time))
     if real_input is None:
         return
     if not _fits(real_input.shape, model):
@@ -154,10 +203,10 @@ def _cases(model: ExportableModel, time: int | None, real_input: Tensor | None) 
             rows = torch.arange(batch) % windows.shape[0]
             return (windows[rows], *model.example(batch, time)[1:])
 
-        yield _Case(where=f"real input{suffix}", inputs=recycled)
+        yield _Case(where=f"real input{suffix}", real=True, inputs=recycled)
 
 
-def _compare(model: ExportableModel, run: Runner, case: _Case, batch_sizes: Sequence[int]) -> float:
+def _compare(model: ExportableModel, run: Run, case: _Case, batch_sizes: Sequence[int]) -> float:
     errors = dict.fromkeys((spec.name for spec in model.outputs), 0.0)
     scales = dict(errors)
     for batch in batch_sizes:
@@ -165,8 +214,10 @@ def _compare(model: ExportableModel, run: Runner, case: _Case, batch_sizes: Sequ
         inputs = case.inputs(batch)
         with torch.no_grad():
             expected = [tensor.numpy() for tensor in model.module(*inputs)]
+        if case.real and not all(np.isfinite(ours).all() for ours in expected):
+            return 0.0  # windows of another scale than the model's say nothing of the graph
         with _as_verification_failure(where):
-            got = run(inputs)
+            got = run([tensor.numpy() for tensor in inputs])
         if len(got) != len(expected):
             raise _different("number of outputs", where, str(len(expected)), str(len(got)))
         for spec, ours, theirs in zip(model.outputs, expected, got, strict=True):
@@ -197,45 +248,17 @@ def _different(what: str, where: str, expected: str, got: str) -> VerificationFa
     )
 
 
-def _open(model: ExportableModel, artefact: Path, model_format: ModelFormat) -> Runner:
-    opener = {ModelFormat.ONNX: _open_onnx, ModelFormat.TORCHSCRIPT: _open_torchscript}[model_format]
+def _open(model: ExportableModel, artefact: Path, model_format: ModelFormat) -> Run:
     with _as_verification_failure("loading"):
-        return opener(model, artefact)
-
-
-def _open_onnx(model: ExportableModel, artefact: Path) -> Runner:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(artefact), options, providers=["CPUExecutionProvider"])
-    for what, specs, nodes in (
-        ("inputs", model.inputs, session.get_inputs()),
-        ("outputs", model.outputs, session.get_outputs()),
+        opened = open_artefact(artefact, model_format)
+    for what, specs, got in (
+        ("inputs", model.inputs, opened.inputs),
+        ("outputs", model.outputs, opened.outputs),
     ):
-        wanted, got = [spec.name for spec in specs], [node.name for node in nodes]
-        if wanted != got:
+        wanted = tuple(spec.name for spec in specs)
+        if got is not None and wanted != got:
             raise _different(f"the names of the {what}", "loading", ", ".join(wanted), ", ".join(got))
-
-    def run(inputs: tuple[Tensor, ...]) -> Sequence[Array]:
-        feed: Mapping[str, Any] = {
-            spec.name: tensor.numpy() for spec, tensor in zip(model.inputs, inputs, strict=True)
-        }
-        outputs: Sequence[Array] = session.run(None, feed)
-        return outputs
-
-    return run
-
-
-def _open_torchscript(model: ExportableModel, artefact: Path) -> Runner:
-    del model  # TorchScript's inputs and outputs have no names to check.
-    with catch_warnings():
-        filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
-        module = torch.jit.load(str(artefact), map_location="cpu")  # type: ignore[no-untyped-call]
-
-    def run(inputs: tuple[Tensor, ...]) -> Sequence[Array]:
-        with torch.no_grad():
-            return [tensor.numpy() for tensor in module(*inputs)]
-
-    return run
+    return opened.run
 
 
 @contextmanager
@@ -244,6 +267,6 @@ def _as_verification_failure(where: str) -> Iterator[None]:
         yield
     except _RUNTIME_ERRORS as error:
         raise VerificationFailed(
-            f"The exported graph does not run on {where}: {error!s:.300}",
+            f"The exported graph does not run on {where}: {error.__cause__ or error!s:.300}",
             remedy="Try the other format; if it fails too, report the model's architecture.",
-        ) from error
+        ) from (error.__cause__ or error)

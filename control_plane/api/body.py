@@ -1,4 +1,4 @@
-"""Reads request bodies with a bound, and notices clients that leave while they wait."""
+"""Reads request bodies, and notices clients that leave while they wait. `body_limit.py` bounds what is read."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,43 +7,59 @@ from typing import TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
-from control_plane.errors import PayloadTooLarge, UnsupportedMediaType
+from control_plane.errors import UnsupportedMediaType
 
 Result = TypeVar("Result")
 
 JSON = "application/json"
+_JSON = JSON.encode()
 PATIENCE_S = 0.05
 """How long a prediction waits before its client is watched: most are done by then, and watching costs a task."""
 
 
-async def read_json_body(request: Request, *, max_bytes: int) -> bytes:
+async def read_json_body(request: Request) -> bytes:
     """The whole body of a JSON request.
 
     Raises:
         UnsupportedMediaType: the content type is given and isn't JSON.
-        PayloadTooLarge: over `max_bytes`, as announced or as it comes; the rest isn't read.
+        PayloadTooLarge: over the limit; the rest isn't read.
         ClientDisconnect: the client left before the body's end.
+    """
+    media_type_of(request)
+    return await read_body(request)
+
+
+def media_type_of(request: Request, others: tuple[str, ...] = ()) -> str:
+    """The body's media type, without parameters: JSON where none is given.
+
+    Args:
+        request: The request.
+        others: The media types that are read besides JSON.
+
+    Raises:
+        UnsupportedMediaType: it is neither.
     """
     for name, value in request.scope["headers"]:
         if name == b"content-type":
-            _check_content_type(value)
-        elif name == b"content-length" and value.isdigit() and int(value) > max_bytes:
-            raise _too_large(f"{int(value):,} bytes announced", max_bytes)
+            return JSON if value == _JSON else _essence(value, others)
+    return JSON
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body.
+
+    Raises:
+        PayloadTooLarge: over the limit; the rest isn't read.
+        ClientDisconnect: the client left before the body's end.
+    """
     message = await _next_part(request.receive)
     body: bytes = message.get("body", b"")
-    if len(body) > max_bytes:
-        raise _too_large("more", max_bytes)
     if not message.get("more_body", False):
         return body
     parts = [body]
-    size = len(body)
     while message.get("more_body", False):
         message = await _next_part(request.receive)
-        part: bytes = message.get("body", b"")
-        size += len(part)
-        if size > max_bytes:
-            raise _too_large("more", max_bytes)
-        parts.append(part)
+        parts.append(message.get("body", b""))
     return b"".join(parts)
 
 
@@ -104,23 +120,15 @@ async def _next_part(receive: Receive) -> Message:
     return message
 
 
-def _check_content_type(value: bytes) -> None:
-    essence = value.partition(b";")[0].strip().lower()
-    if essence not in (b"application/json", b"") and not (
-        essence.startswith(b"application/") and essence.endswith(b"+json")
-    ):
-        raise UnsupportedMediaType(
-            "The body's content type is not read here.",
-            expected=JSON,
-            got=value.decode("latin-1")[:100],
-            remedy=f"Send JSON, with Content-Type: {JSON}.",
-        )
-
-
-def _too_large(got: str, max_bytes: int) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        "The body is too large.",
-        expected=f"at most {max_bytes:,} bytes",
-        got=got,
-        remedy="Split the request; limits.max_body_bytes sets the bound.",
+def _essence(value: bytes, others: tuple[str, ...]) -> str:
+    essence = value.partition(b";")[0].strip().lower().decode("latin-1")
+    if essence in others:
+        return essence
+    if essence in (JSON, "") or (essence.startswith("application/") and essence.endswith("+json")):
+        return JSON
+    raise UnsupportedMediaType(
+        "The body's content type is not read here.",
+        expected=" or ".join((JSON, *others)),
+        got=value.decode("latin-1")[:100],
+        remedy=f"Send JSON, with Content-Type: {JSON}.",
     )

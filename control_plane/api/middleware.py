@@ -5,8 +5,10 @@ Plain ASGI, since Starlette's BaseHTTPMiddleware costs a task and a queue for ev
 
 import inspect
 import re
+from functools import lru_cache
 
 import structlog
+from prometheus_client import Counter
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,10 +46,11 @@ class RequestEnvelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers.setdefault("X-Request-ID", request_id)
+                headers = message.setdefault("headers", [])
+                if not any(name == b"x-request-id" for name, _ in headers):
+                    headers.append((b"x-request-id", request_id.encode("ascii")))
                 if self._draining.started:
-                    headers["Connection"] = "close"
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
@@ -61,7 +64,13 @@ class RequestEnvelope:
         finally:
             route = route_template(scope)
             # Methods of unmatched paths come from anyone, and would be labels without bound.
-            HTTP_REQUESTS.labels(scope["method"] if route != _UNMATCHED else "ANY", route, str(status)).inc()
+            _answers(scope["method"] if route != _UNMATCHED else "ANY", route, status).inc()
+
+
+@lru_cache(maxsize=1024)
+def _answers(method: str, route: str, status: int) -> Counter:
+    """The counter of these labels: finding it costs more than counting."""
+    return HTTP_REQUESTS.labels(method, route, str(status))
 
 
 def route_template(scope: Scope) -> str:
@@ -75,6 +84,8 @@ def route_template(scope: Scope) -> str:
     if not inspect.isroutine(scope["endpoint"]):
         return f"{scope['root_path']}/*"  # a mounted application, such as the static files
     names = {str(value): name for name, value in scope.get("path_params", {}).items()}
+    if not names:
+        return str(scope["path"])
     return "/".join(f"{{{names[part]}}}" if part in names else part for part in scope["path"].split("/"))
 
 

@@ -5,24 +5,28 @@ than the rest of the handler; `describe` puts both routes into the OpenAPI docum
 """
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from control_plane.api.body import read_json_body, unless_client_leaves
+from control_plane.api.body import media_type_of, read_body, read_json_body, unless_client_leaves
 from control_plane.api.problem import problem_document
 from control_plane.api.resources import request_id_of, resources_of
 from control_plane.api.schemas.predict import describe_paths
 from control_plane.errors import ServingError
 from control_plane.inference.answers import BatchAnswer, FailedPrediction, to_json
+from control_plane.inference.arrow import ARROW_STREAM, is_available, read_arrow, write_arrow
 from control_plane.inference.batch import predict_batch
-from control_plane.inference.predictor import Predictor
-from control_plane.inference.requests import decode_batch, decode_predict
+from control_plane.inference.npy import NPY, read_npy
+from control_plane.inference.query_options import request_of
+from control_plane.inference.requests import AnyPredictRequest, decode_batch, decode_predict
 
 _CLIENT_CLOSED_REQUEST = 499
 _JSON = "application/json"
+_ARROW = ARROW_STREAM.encode()
 
 
 async def predict(request: Request) -> Response:
@@ -31,10 +35,11 @@ async def predict(request: Request) -> Response:
     request_id = request_id_of(request)
     predictor = resources.predictor
     try:
-        body = await _read(request, predictor, resources.settings.limits.max_body_bytes)
-        received = time.monotonic()
         try:
-            prediction = decode_predict(body)
+            media_type = media_type_of(request, (ARROW_STREAM, NPY))
+            body = await read_body(request)
+            received = time.monotonic()
+            prediction = _decode(body, media_type, request.scope["query_string"])
         except ServingError as error:
             predictor.refused(error, request_id=request_id)
             raise
@@ -44,6 +49,8 @@ async def predict(request: Request) -> Response:
         )
     except ClientDisconnect:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    if _prefers_arrow(request.scope["headers"]):
+        return Response(write_arrow(answer), headers={"Content-Type": ARROW_STREAM, "Vary": "Accept"})
     return Response(to_json(answer), media_type=_JSON)
 
 
@@ -52,9 +59,9 @@ async def predict_many(request: Request) -> Response:
     resources = resources_of(request)
     predictor = resources.predictor
     try:
-        body = await _read(request, predictor, resources.settings.limits.max_body_bytes)
-        received = time.monotonic()
         try:
+            body = await read_json_body(request)
+            received = time.monotonic()
             batch = decode_batch(body)
         except ServingError as error:
             predictor.refused(error, request_id=request_id_of(request))
@@ -81,12 +88,35 @@ def describe(document: dict[str, Any], prefix: str = "/api/v1") -> None:
     describe_paths(document, prefix)
 
 
-async def _read(request: Request, predictor: Predictor, max_bytes: int) -> bytes:
-    try:
-        return await read_json_body(request, max_bytes=max_bytes)
-    except ServingError as error:
-        predictor.refused(error, request_id=request_id_of(request))
-        raise
+def _decode(body: bytes, media_type: str, query: bytes) -> AnyPredictRequest:
+    if media_type == _JSON:
+        return decode_predict(body)
+    prediction = request_of(query, None)
+    prediction.data = read_npy(body) if media_type == NPY else read_arrow(body)
+    return prediction
+
+
+def _prefers_arrow(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the answer is to be Arrow: named in Accept, with at least the weight of JSON, and pyarrow is there."""
+    for name, value in headers:
+        if name == b"accept" and _ARROW in value.lower():
+            weights = dict(_weighted(part) for part in value.decode("latin-1").lower().split(","))
+            asked = weights.get(ARROW_STREAM, 0.0)
+            json_weight = max(weights.get(kind, 0.0) for kind in (_JSON, "application/*", "*/*"))
+            return asked > 0 and asked >= json_weight and is_available()
+    return False
+
+
+def _weighted(part: str) -> tuple[str, float]:
+    """A part of Accept as its media type and weight (RFC 9110, 12.4.2)."""
+    kind, *parameters = (piece.strip() for piece in part.split(";"))
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return kind, float(parameter[2:])
+            except ValueError:
+                return kind, 0.0
+    return kind, 1.0
 
 
 def _batch_document(answer: BatchAnswer, *, instance: str) -> dict[str, Any]:

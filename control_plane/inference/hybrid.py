@@ -94,10 +94,11 @@ class HybridModel:
         if not request.return_uncertainty or not self._has_monte_carlo:
             return None
         samples = named["mc_regression"]
-        interval = uncertainty.quantile_interval(samples, regression, request.interval)
+        mean = uncertainty.mean_of_samples(samples)
+        interval = uncertainty.quantile_interval(samples, regression, request.interval, mean)
         entropies = uncertainty.split_entropy(named["mc_probs"])
         return {
-            "regression_uncertainty": uncertainty.standard_deviation(samples),
+            "regression_uncertainty": uncertainty.standard_deviation(samples, mean),
             "ensemble_weights": named["ensemble_weights"][0] if is_ensemble else None,
             "interval": {
                 "level": request.interval,

@@ -16,7 +16,7 @@ from control_plane.inference.dispatcher import Infer
 from control_plane.inference.identifiers import uuid7
 from control_plane.inference.open_inference import InferRequest
 from control_plane.inference.open_inference_answers import TensorAnswer
-from control_plane.inference.open_inference_names import find_model, type_of
+from control_plane.inference.open_inference_names import find_fresh_model, type_of
 from control_plane.inference.open_inference_tensors import plan_tensors
 from control_plane.inference.plans import Plan
 from control_plane.inference.requests import AnyPredictRequest
@@ -140,7 +140,7 @@ class Predictor:
             if request.experiment_id is not None and request.experiment_id != NO_EXPERIMENT:
                 raise _unknown_experiment(request.experiment_id)
             try:
-                model = find_model(self._registry, request.name, request.version)
+                model = await find_fresh_model(self._registry, request.name, request.version)
             except UnknownVersion:
                 model_type = type_of(request.name)
                 raise

@@ -1,9 +1,10 @@
 """The requests of POST /predict and /predict/batch: their fields, and how bytes become them.
 
-`data` is left as nested lists of floats (the fast path: 3-D and 2-D arrays of the known types) or as raw JSON (all
-else); `tensors.py` and `shapes.py` turn it into arrays once the model's tensors are known.
+`data` becomes a float64 array (the fast path: arrays of the known types), nested lists of floats, or raw JSON (all
+else); `tensors.py` and `shapes.py` turn it into tensors once the model's are known.
 """
 
+import re
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -17,6 +18,7 @@ from control_plane.inference.explanations import (
     quote_first_non_finite,
     quote_non_finite,
 )
+from control_plane.inference.json_arrays import read_floats
 
 HYBRID = "cnn_lstm_hybrid"
 RL_ENSEMBLE = "rl_ensemble"
@@ -70,11 +72,13 @@ class BatchRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 AnyPredictRequest = PredictRequest[Any]
 
+_options = msgspec.json.Decoder(PredictRequest[None])
 _cube = msgspec.json.Decoder(PredictRequest[Cube])
 _matrix = msgspec.json.Decoder(PredictRequest[Matrix])
 _raw = msgspec.json.Decoder(PredictRequest[msgspec.Raw])
 _batch = msgspec.json.Decoder(BatchRequest)
 _FAST_NAMES = (b'"' + HYBRID.encode() + b'"', b'"' + RL_ENSEMBLE.encode() + b'"')
+_DATA = re.compile(rb'"data"\s*:\s*(?=\[)')
 _FAST_TYPES = frozenset({HYBRID, RL_ENSEMBLE})
 _READ_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 PREDICT_FIELDS = {
@@ -106,13 +110,16 @@ BATCH_FIELDS = {
 def decode_predict(body: bytes) -> AnyPredictRequest:
     """Decodes the body of POST /predict.
 
-    The two fast decoders read `data` in the same pass as the rest. They are a bet on its depth: when it is lost, or
-    the type has tensors of other kinds, the body is read again with `data` left raw. Both ways give the same answers.
+    Good bodies of the known types go the fast way. Whatever it doesn't take is read again, slowly: both give the same
+    requests, and the slow way also says what is wrong.
 
     Raises:
         MalformedRequest: not JSON.
         InvalidInput: a field is unknown, missing, of the wrong type or out of range.
     """
+    request = _decode_split(body)
+    if request is not None:
+        return request
     if any(name in body for name in _FAST_NAMES):
         decoder = _cube if b"[[[" in body else _matrix
         try:
@@ -130,6 +137,43 @@ def decode_predict(body: bytes) -> AnyPredictRequest:
         if not is_at_non_finite(error, body):
             raise explain(error, body, PREDICT_FIELDS) from error
         return _decode_quoted(quote_non_finite(body), error, body)
+
+
+def decode_options(text: bytes, data: Any) -> AnyPredictRequest:
+    """A request whose options are JSON, with `"data": null`, and whose data came in another form.
+
+    Raises:
+        InvalidInput: a field is unknown, missing, of the wrong type or out of range.
+    """
+    try:
+        request: AnyPredictRequest = _options.decode(text)
+    except _READ_ERRORS as error:
+        raise explain(error, text, PREDICT_FIELDS) from error
+    request.data = data
+    return request
+
+
+def _decode_split(body: bytes) -> AnyPredictRequest | None:
+    """Cuts the array out of the body, and reads the two apart; None where that isn't sure to be right.
+
+    What is left around the array is valid JSON with one key `data`, and that one is where the array was: with no
+    backslash in it, no string there can hold what looks like the key.
+    """
+    found = _DATA.search(body)
+    if found is None:
+        return None
+    start, end = found.end(), body.rfind(b"]") + 1
+    rest = body[:start] + b"null" + body[end:]
+    if b"\\" in rest or rest.count(b'"data"') != 1:
+        return None
+    try:
+        request: AnyPredictRequest = _options.decode(rest)
+    except _READ_ERRORS:
+        return None
+    if request.model_type not in _FAST_TYPES:
+        return None
+    request.data = read_floats(body[start:end])
+    return None if request.data is None else request
 
 
 def _refuse_first_non_finite(error: Exception, body: bytes, decoder: msgspec.json.Decoder[Any]) -> None:

@@ -2,7 +2,7 @@
 never reaches a call that it would share with others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 
 from control_plane.errors import FieldError, InvalidInput
 from control_plane.inference.explanations import explain
+from control_plane.inference.json_arrays import read_floats
 from control_plane.inference.tensors import (
     Array,
     Nested,
+    cast_array,
     decode_nested,
     depth_of,
     flatten,
@@ -22,6 +24,10 @@ from control_plane.inference.tensors import (
 )
 from control_plane.models.card import CardTensor
 
+Data = Nested | msgspec.Raw | Array
+"""Nested lists, JSON, or an array whose elements are still to be checked."""
+
+_FLOATING = frozenset({"FP16", "FP32", "FP64"})
 _objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -33,9 +39,7 @@ class WindowInput:
     warnings: tuple[str, ...]
 
 
-def window_input(
-    data: Nested | msgspec.Raw, *, channels: int, sequence_length: int | None, max_rows: int
-) -> WindowInput:
+def window_input(data: Data, *, channels: int, sequence_length: int | None, max_rows: int) -> WindowInput:
     """`data` of a `cnn_lstm_hybrid`.
 
     Args:
@@ -54,7 +58,7 @@ def window_input(
         raise _wrong_shape(f"{depth}-D", expected)
     if depth == 3:
         _check_rows(len(nested), max_rows)
-    shape, flat = flatten(nested, depth, path="data")
+    shape, flat = _measured(nested, depth, path="data")
     warnings: list[str] = []
     is_time_first = False
     if depth == 2:
@@ -78,7 +82,7 @@ def window_input(
             warnings.append(
                 f"The window has {steps} of the {sequence_length} steps that the model was trained on."
             )
-    array = to_array(flat, shape, "FP32", path="data")
+    array = _tensor(flat, shape, "FP32", path="data")
     if is_time_first:
         array = np.ascontiguousarray(array.T)
     return WindowInput(
@@ -86,7 +90,7 @@ def window_input(
     )
 
 
-def feature_input(data: Nested | msgspec.Raw, *, features: int | None, max_rows: int) -> Array:
+def feature_input(data: Data, *, features: int | None, max_rows: int) -> Array:
     """`data` of an `rl_ensemble`: float32 [batch, features].
 
     Raises:
@@ -97,19 +101,20 @@ def feature_input(data: Nested | msgspec.Raw, *, features: int | None, max_rows:
     if depth != 2:
         raise _wrong_shape(f"{depth}-D", expected)
     _check_rows(len(nested), max_rows)
-    shape, flat = flatten(nested, depth, path="data")
+    shape, flat = _measured(nested, depth, path="data")
     if features is not None and shape[1] != features:
         raise _wrong_shape(format_shape(shape), expected)
-    return to_array(flat, shape, "FP32", path="data")
+    return _tensor(flat, shape, "FP32", path="data")
 
 
 def tensor_inputs(
-    data: Nested | msgspec.Raw, *, inputs: Sequence[CardTensor], max_rows: int
+    data: Data | Mapping[str, Array], *, inputs: Sequence[CardTensor], max_rows: int
 ) -> dict[str, Array]:
     """`data` of a ready-made model: arrays by the tensors' client names, each [batch, ...] of the tensor's datatype.
 
     Args:
-        data: An array for a model with one input; an object of arrays by input name works for any number.
+        data: An array for a model with one input; an object (or mapping) of arrays by input name works for any
+            number.
         inputs: The model's inputs.
         max_rows: The most rows of one request.
 
@@ -132,24 +137,45 @@ def tensor_inputs(
     return arrays
 
 
-def _nested(data: Any, datatype: str, *, path: str = "data") -> tuple[Nested, int]:
+def _nested(data: Any, datatype: str, *, path: str = "data") -> tuple[Nested | Array, int]:
+    if isinstance(data, np.ndarray):
+        return data, data.ndim
     if isinstance(data, list):
         return data, depth_of(data)
+    if isinstance(data, Mapping):
+        raise _wrong_shape("several arrays", "one array", path=path)
+    if datatype in _FLOATING and (array := read_floats(bytes(data))) is not None:
+        return array, array.ndim
     return decode_nested(data, datatype, path=path)
 
 
+def _measured(nested: Nested | Array, depth: int, *, path: str) -> tuple[tuple[int, ...], list[Any] | Array]:
+    """The shape, and the elements: in C order for lists."""
+    if not isinstance(nested, np.ndarray):
+        return flatten(nested, depth, path=path)
+    return (nested.shape, nested) if nested.size else flatten([], 1, path=path)
+
+
+def _tensor(elements: Sequence[Any] | Array, shape: tuple[int, ...], datatype: str, *, path: str) -> Array:
+    if isinstance(elements, np.ndarray):
+        return cast_array(elements, datatype, path=path)
+    return to_array(elements, shape, datatype, path=path)
+
+
 def _parts(
-    data: Nested | msgspec.Raw, inputs: Sequence[CardTensor]
-) -> list[tuple[CardTensor, Nested | msgspec.Raw, str]]:
+    data: Data | Mapping[str, Array], inputs: Sequence[CardTensor]
+) -> list[tuple[CardTensor, Data, str]]:
     names = [tensor.name for tensor in inputs]
-    if isinstance(data, list) or not bytes(data).lstrip().startswith(b"{"):
+    if isinstance(data, Mapping):
+        return _by_name(data, inputs)
+    if isinstance(data, (list, np.ndarray)) or not bytes(data).lstrip().startswith(b"{"):
         if len(inputs) == 1:
             return [(inputs[0], data, "data")]
         raise InvalidInput(
             "data is not an object, and the model has several inputs.",
             expected=f"an object with the arrays {', '.join(names)}",
             got="an array"
-            if isinstance(data, list) or bytes(data).lstrip().startswith(b"[")
+            if isinstance(data, (list, np.ndarray)) or bytes(data).lstrip().startswith(b"[")
             else "something else",
             remedy='Send data as {"name": [...], ...}.',
             errors=[FieldError(path="data", message="expected an object")],
@@ -159,6 +185,11 @@ def _parts(
         parts = _objects.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise explain(error, text, {}, base="data") from error
+    return _by_name(parts, inputs)
+
+
+def _by_name(parts: Mapping[str, Any], inputs: Sequence[CardTensor]) -> list[tuple[CardTensor, Data, str]]:
+    names = [tensor.name for tensor in inputs]
     if set(parts) != set(names):
         faults = [
             FieldError(path=f"data.{name}", message="is missing") for name in names if name not in parts
@@ -178,17 +209,17 @@ def _parts(
     return [(tensor, parts[tensor.name], f"data.{tensor.name}") for tensor in inputs]
 
 
-def _tensor_input(data: Nested | msgspec.Raw, tensor: CardTensor, *, path: str, max_rows: int) -> Array:
+def _tensor_input(data: Data, tensor: CardTensor, *, path: str, max_rows: int) -> Array:
     nested, depth = _nested(data, tensor.datatype, path=path)
     axes = ["batch", *("any" if length < 0 else str(length) for length in tensor.shape)]
     expected = f"{tensor.datatype} [{', '.join(axes)}]"
     if depth != len(axes):
         raise _wrong_shape(f"{depth}-D", expected, path=path)
     _check_rows(len(nested), max_rows)
-    shape, flat = flatten(nested, depth, path=path)
+    shape, flat = _measured(nested, depth, path=path)
     if any(length not in (-1, found) for length, found in zip(tensor.shape, shape[1:], strict=True)):
         raise _wrong_shape(format_shape(shape), expected, path=path)
-    return to_array(flat, shape, tensor.datatype, path=path)
+    return _tensor(flat, shape, tensor.datatype, path=path)
 
 
 def _check_rows(rows: int, max_rows: int) -> None:

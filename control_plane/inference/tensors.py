@@ -1,8 +1,10 @@
-"""Nested JSON arrays to tensors: C-contiguous numpy arrays of the tensor's datatype, finite and not ragged.
+"""Nested JSON arrays, and arrays that came in binary, to tensors: C-contiguous numpy arrays of the tensor's datatype,
+finite and not ragged.
 
 Nothing here knows a model; `shapes.py` says which shapes one takes.
 """
 
+import math
 import re
 import struct
 from collections.abc import Sequence
@@ -129,6 +131,54 @@ def to_array(flat: Sequence[Any], shape: tuple[int, ...], datatype: str, *, path
         raise _beyond_uint64(flat, shape, path) from None
 
 
+def cast_array(array: Array, datatype: str, *, path: str) -> Array:
+    """An array of numbers as a tensor.
+
+    Args:
+        array: Of any shape and of a boolean, integer or floating dtype, at least one element.
+        datatype: Triton's name of the tensor's datatype.
+        path: Where it stands in the request.
+
+    Returns:
+        A C-contiguous array; the given one where it is one already.
+
+    Raises:
+        InvalidInput: an element isn't finite or doesn't fit the datatype (names its path), or the dtype is of
+            another kind.
+    """
+    if datatype in _FLOATS and array.dtype.kind in "fiu":
+        wanted = _FLOATS[datatype]
+        if array.dtype == wanted:
+            cast = np.ascontiguousarray(array)
+        else:
+            with np.errstate(over="ignore"):
+                cast = array.astype(wanted, order="C")
+        if not np.isfinite(cast).all():
+            raise _not_finite(array, cast, datatype, path)
+        return cast
+    if datatype in _INTEGERS and array.dtype.kind in "iu":
+        bounds = np.iinfo(_INTEGERS[datatype])
+        lowest, highest = int(array.min()), int(array.max())
+        if lowest < bounds.min or highest > bounds.max:
+            raise InvalidInput(
+                f"{path} holds integers beyond {datatype}.",
+                expected=f"integers from {bounds.min} to {bounds.max}",
+                got=f"integers from {lowest} to {highest}",
+                remedy="Send what the tensor's datatype holds.",
+                errors=[FieldError(path=path, message=f"beyond {datatype}")],
+            )
+        return array.astype(_INTEGERS[datatype], order="C", copy=False)
+    if datatype == "BOOL" and array.dtype.kind == "b":
+        return np.ascontiguousarray(array)
+    raise InvalidInput(
+        f"{path} has the wrong type of element.",
+        expected=f"elements that {datatype} holds",
+        got=array.dtype.name,
+        remedy="GET /api/v1/models/{type}/{version} shows the model's signature.",
+        errors=[FieldError(path=path, message=f"expected {datatype}, got {array.dtype.name}")],
+    )
+
+
 def format_shape(shape: Sequence[int]) -> str:
     """`[1, 50, 60]`."""
     return "[" + ", ".join(map(str, shape)) + "]"
@@ -167,6 +217,23 @@ def _ragged(level: list[Nested], shape: list[int], path: str) -> InvalidInput:
         got=f"{len(level[position])} elements",
         remedy=_REMEDY,
         errors=[FieldError(path=place, message=f"expected {expected} elements, got {len(level[position])}")],
+    )
+
+
+def _not_finite(array: Array, cast: Array, datatype: str, path: str) -> InvalidInput:
+    """The first element that is no finite number, or became none."""
+    position = int(np.flatnonzero(~np.isfinite(cast))[0])
+    value = array.reshape(-1)[position].item()
+    if math.isfinite(value):
+        return _overflow(array.reshape(-1).tolist(), array.shape, datatype, path)
+    place = path + _subscripts(position, array.shape)
+    got = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return InvalidInput(
+        f"{place} is not a finite number.",
+        expected="finite numbers",
+        got=got,
+        remedy="Replace missing or infinite values before sending.",
+        errors=[FieldError(path=place, message=f"expected finite numbers, got {got}")],
     )
 
 

@@ -49,33 +49,39 @@ def split_entropy(mc_probs: Floats) -> EntropySplit:
     Source: Depeweg et al. (2018), Decomposition of Uncertainty in Bayesian Deep Learning, eq. 3; Gal (2016), 3.3.1.
     """
     samples = mc_probs.shape[1]
-    total = entropy_nats(_mean_of_samples(mc_probs))
+    total = entropy_nats(mean_of_samples(mc_probs))
     aleatoric = np.minimum(
         -np.einsum("btk,btk->b", mc_probs, np.log(np.maximum(mc_probs, _TINY))) / np.float32(samples), total
     )
     return EntropySplit(entropy=total, aleatoric=aleatoric, epistemic=total - aleatoric)
 
 
-def standard_deviation(mc_regression: Floats) -> Floats:
+def standard_deviation(mc_regression: Floats, mean: Floats | None = None) -> Floats:
     """Standard deviation over the samples, float32 [B, R]: the unbiased variance's root (n - 1), 0 for one sample.
 
     Args:
         mc_regression: Sampled forecasts, float32 [B, T, R].
+        mean: Their mean over the samples, float32 [B, R], where it is known.
     """
     samples = mc_regression.shape[1]
     if samples < 2:
         return np.zeros_like(mc_regression[:, 0])
-    centred = mc_regression - _mean_of_samples(mc_regression)[:, None]
+    if mean is None:
+        mean = mean_of_samples(mc_regression)
+    centred = mc_regression - mean[:, None]
     return np.asarray(np.sqrt(np.einsum("btr,btr->br", centred, centred) / np.float32(samples - 1)))
 
 
-def quantile_interval(mc_regression: Floats, centre: Floats, level: float) -> Interval:
+def quantile_interval(
+    mc_regression: Floats, centre: Floats, level: float, mean: Floats | None = None
+) -> Interval:
     """The samples' central interval, moved so that it sits on the reported forecast.
 
     Args:
         mc_regression: Sampled forecasts, float32 [B, T, R].
         centre: The reported forecast, float32 [B, R].
         level: Share of the mass inside, e.g. 0.9 for the quantiles 0.05 and 0.95.
+        mean: The samples' mean, float32 [B, R], where it is known.
 
     Returns:
         The quantiles less the samples' mean, plus `centre`. Quantiles are linearly interpolated (type 7).
@@ -84,7 +90,7 @@ def quantile_interval(mc_regression: Floats, centre: Floats, level: float) -> In
     """
     ordered = np.sort(mc_regression, axis=1)
     last = ordered.shape[1] - 1
-    shift = centre - _mean_of_samples(mc_regression)
+    shift = centre - (mean_of_samples(mc_regression) if mean is None else mean)
     bounds = []
     for share in ((1 - level) / 2, (1 + level) / 2):
         position = share * last
@@ -135,6 +141,6 @@ def normalised_entropy(probs: Floats) -> Floats:
     return np.asarray(np.clip(entropy_nats(probs) / np.float32(np.log(classes)), 0, 1))
 
 
-def _mean_of_samples(samples: Floats) -> Floats:
+def mean_of_samples(samples: Floats) -> Floats:
     """The mean over T of [B, T, ·]; numpy's own `mean` spends more on its bookkeeping than on so few numbers."""
     return np.asarray(np.add.reduce(samples, axis=1) / np.float32(samples.shape[1]))

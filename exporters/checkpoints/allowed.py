@@ -22,7 +22,7 @@ from exporters.checkpoints.values import (
     StorageRef,
     TensorRef,
 )
-from exporters.errors import UnsafeCheckpoint, UnsupportedCheckpoint
+from exporters.errors import UnsafeCheckpoint, UnsupportedCheckpoint, shown
 
 REMEDY = (
     "If you trust the checkpoint, save it again where it was trained: torch.save({'model_state_dict': "
@@ -63,7 +63,7 @@ _NAMES_ONLY = frozenset({
 
 def refused(value: Any, action: str) -> UnsafeCheckpoint:
     """The error for a global that may not be used so."""
-    name = str(value) if isinstance(value, Global) else type(value).__name__
+    name = shown(str(value)) if isinstance(value, Global) else type(value).__name__
     return UnsafeCheckpoint(
         f"The checkpoint is refused: its pickle has {name} {action}, which could run code.",
         expected="tensors, plain values, and configuration objects that are attributes only",
@@ -246,6 +246,12 @@ def _reconstruct_object(cls: Any, base: Any, state: Any) -> Namespace:
     return new_object(cls, ())
 
 
+def _device(kind: Any, index: Any = None) -> str:
+    if type(kind) is not str or len(kind) > 32 or type(index) not in (int, type(None)):
+        raise ValueError("not a device")
+    return kind if index is None else f"{kind}:{index}"
+
+
 def _sequence(values: Any = ()) -> list[Any]:
     return list(values) if type(values) in (list, tuple) else _raise()
 
@@ -264,7 +270,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.Size": lambda size: tuple(_sequence(size)),
-    "torch.device": lambda kind, *index: ":".join(map(str, (kind, *index))),
+    "torch.device": _device,
     "_codecs.encode": _encode,
     "numpy.dtype": _dtype,
     "numpy.core.multiarray.scalar": _scalar,

@@ -9,6 +9,7 @@ Source: torch/serialization.py, `_save` and `_legacy_save`.
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Protocol
@@ -17,11 +18,12 @@ from exporters.checkpoints.allowed import STORAGES
 from exporters.checkpoints.pickle_data import interpret
 from exporters.checkpoints.values import ITEM_BYTES, Global, StorageRef
 from exporters.checkpoints.zip_directory import check_directory
-from exporters.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedCheckpoint
+from exporters.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedCheckpoint, shown
 
 MAX_PICKLE_BYTES = 64 << 20
 MAX_ENTRIES = 100_000
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_UTF8_NAME = 0x800
 SAVE_AGAIN = "Copy the file again, or save it again with torch.save."
 
 
@@ -57,10 +59,13 @@ def storage_ref(pid: Any) -> StorageRef:
 
 
 def open_zip_safely(stream: BinaryIO, size_bytes: int) -> zipfile.ZipFile:
-    """Opens a zip after checking its directory: names, duplicates, compression, declared sizes.
+    """Opens a zip after checking its directory: where it lies, names, duplicates, compression, declared sizes.
+
+    Names are told apart as torch's reader does, which ignores the case of ASCII letters.
 
     Raises:
-        CorruptCheckpoint: not a zip, truncated, or built to unfold into more than it is.
+        CorruptCheckpoint: not a zip, truncated, read differently by other readers, or built to unfold into more than
+            it is.
     """
     check_directory(stream)
     try:
@@ -76,14 +81,23 @@ def open_zip_safely(stream: BinaryIO, size_bytes: int) -> zipfile.ZipFile:
         raise _bomb(f"{len(entries):,} entries", f"at most {MAX_ENTRIES:,} entries")
     if sum(entry.file_size for entry in entries if entry.compress_type == zipfile.ZIP_STORED) > size_bytes:
         raise _bomb("entries that overlap", f"entries that fit in its {size_bytes:,} bytes")
-    seen: set[str] = set()
+    seen: set[bytes] = set()
     for entry in entries:
-        parts = PurePosixPath(entry.filename).parts
-        if entry.filename.startswith("/") or ".." in parts or "\\" in entry.filename or ":" in entry.filename:
-            raise CorruptCheckpoint(f"The archive has an entry outside itself: {entry.filename[:100]!r}.")
-        if entry.filename in seen:
-            raise CorruptCheckpoint(f"The archive has two entries of the name {entry.filename[:100]!r}.")
-        seen.add(entry.filename)
+        name = entry.filename
+        if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name or ":" in name:
+            raise CorruptCheckpoint(f"The archive has an entry outside itself: {shown(name)}.")
+        if name != entry.orig_filename:  # Python cuts a name at a NUL, or takes another from an extra field
+            raise CorruptCheckpoint(f"The archive has an entry of two names: {shown(name)}.")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise CorruptCheckpoint(
+                f"The archive's {shown(name)} is compressed in a way that isn't read here."
+            )
+        raw = name.encode("utf-8" if entry.flag_bits & _UTF8_NAME else "cp437").lower()
+        if raw in seen:
+            raise CorruptCheckpoint(
+                f"The archive has two entries of the name {shown(name)}, but for its case."
+            )
+        seen.add(raw)
     return archive
 
 
@@ -96,28 +110,24 @@ def read_entry(archive: zipfile.ZipFile, name: str, *, limit_bytes: int, compres
     try:
         entry = archive.getinfo(name)
     except KeyError as error:
-        raise CorruptCheckpoint(f"The archive has no {name}.", remedy=SAVE_AGAIN) from error
+        raise CorruptCheckpoint(f"The archive has no {shown(name)}.", remedy=SAVE_AGAIN) from error
     if entry.compress_type != zipfile.ZIP_STORED and not compressed:
         raise CorruptCheckpoint(
-            f"The archive's {name} is compressed, which torch.save never does.", remedy=SAVE_AGAIN
+            f"The archive's {shown(name)} is compressed, which torch.save never does.", remedy=SAVE_AGAIN
         )
     if entry.file_size > limit_bytes:
-        raise _bomb(f"{name} of {entry.file_size:,} bytes", f"at most {limit_bytes:,} bytes")
+        raise _bomb(f"{shown(name)} of {entry.file_size:,} bytes", f"at most {limit_bytes:,} bytes")
     try:
         with archive.open(entry) as stream:
             data = stream.read(limit_bytes + 1)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError) as error:
         raise CorruptCheckpoint(
-            f"The archive's {name} is damaged.", got=str(error), remedy=SAVE_AGAIN
-        ) from error
-    except Exception as error:  # zlib.error and lzma's have no common root
-        if type(error).__name__ not in ("error", "LZMAError"):
-            raise
-        raise CorruptCheckpoint(
-            f"The archive's {name} is damaged.", got=str(error), remedy=SAVE_AGAIN
+            f"The archive's {shown(name)} is damaged.", got=str(error), remedy=SAVE_AGAIN
         ) from error
     if len(data) != entry.file_size:
-        raise CorruptCheckpoint(f"The archive's {name} isn't as long as it declares.", remedy=SAVE_AGAIN)
+        raise CorruptCheckpoint(
+            f"The archive's {shown(name)} isn't as long as it declares.", remedy=SAVE_AGAIN
+        )
     return data
 
 

@@ -73,6 +73,23 @@ def open_regular(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> tuple[Bin
     return stream, status.st_size
 
 
+def copy_regular(path: Path, target: Path, *, max_bytes: int) -> int:
+    """Copies a regular file; returns its size.
+
+    Raises:
+        CorruptCheckpoint, FileTooLarge: as `open_regular`; or it became shorter meanwhile.
+        OSError: from writing.
+    """
+    stream, size = open_regular(path, max_bytes=max_bytes)
+    with stream, target.open("wb") as copy:
+        left = size
+        while left and (chunk := stream.read(min(left, 1 << 20))):
+            left -= copy.write(chunk)
+    if left:
+        raise CorruptCheckpoint(f"{path.name} changed while it was being read.")
+    return size
+
+
 def identify(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> FileKind:
     """Tells what a file, or a folder of agents, is.
 
@@ -92,10 +109,10 @@ def identify(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> FileKind:
 
 
 def _identify_zip(stream: BinaryIO) -> FileKind:
-    check_directory(stream)
     try:
+        check_directory(stream)
         names = zipfile.ZipFile(stream).namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+    except (CorruptCheckpoint, zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
         return FileKind.TORCH_ZIP  # damaged; the reader says how
     tails = {name.partition("/")[2] for name in names} | set(names)
     if "constants.pkl" in tails and any(tail.startswith("code/") for tail in tails):

@@ -17,8 +17,10 @@ from exporters.errors import CorruptCheckpoint, UnsafeCheckpoint
 MAX_OPERATIONS = 2_000_000
 """Opcodes of one pickle. A checkpoint with 1,000 tensors has about 30,000."""
 MAX_INT_BITS = 128
-MAX_COPIED = 64 << 20
+MAX_COPIED = 4 << 20
 """Items and bytes that calls may copy: otherwise one list of a million, made a set 100,000 times, fills memory."""
+_DICT_ENTRY = 16
+"""An entry of a dict counts as so many."""
 
 _CONSTANTS = frozenset({
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING",
@@ -43,7 +45,9 @@ class ByteSource(Protocol):
         ...
 
 
-def interpret(stream: ByteSource, *, storage: Storage | None = None) -> Any:
+def interpret(
+    stream: ByteSource, *, storage: Storage | None = None, max_operations: int = MAX_OPERATIONS
+) -> Any:
     """Reads one pickle from `stream` and leaves it behind the pickle's last byte.
 
     Raises:
@@ -53,13 +57,21 @@ def interpret(stream: ByteSource, *, storage: Storage | None = None) -> Any:
     machine = _Machine(storage)
     try:
         for count, (opcode, arg, _) in enumerate(pickletools.genops(cast("IO[bytes]", stream))):
-            if count >= MAX_OPERATIONS:
+            if count >= max_operations:
                 raise CorruptCheckpoint(
                     "The file's pickle is too long to be a checkpoint's.",
-                    expected=f"at most {MAX_OPERATIONS:,} operations",
+                    expected=f"at most {max_operations:,} operations",
                 )
             machine.step(opcode.name, arg)
-    except (ValueError, IndexError, KeyError, TypeError, UnicodeError, OverflowError) as error:
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        UnicodeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise CorruptCheckpoint(
             "The file's pickle is damaged or truncated.",
             got=str(error)[:200] or type(error).__name__,
@@ -78,10 +90,12 @@ class _Machine:
         self.result: Any = None
         self.copied = 0
 
-    def charge(self, *values: Any) -> None:
+    def charge(self, *values: Any, weight: int = 1) -> None:
         """Counts what a call may copy against `MAX_COPIED`."""
         self.copied += sum(
-            len(value) for value in values if isinstance(value, str | bytes | list | tuple | dict)
+            len(value) * (_DICT_ENTRY if isinstance(value, dict) else weight)
+            for value in values
+            if isinstance(value, str | bytes | list | tuple | dict)
         )
         if self.copied > MAX_COPIED:
             raise ValueError("unfolds into more values than a checkpoint holds")
@@ -146,7 +160,8 @@ class _Machine:
         args, function = self.pop(), self.pop()
         if type(args) is not tuple:
             raise ValueError("arguments that aren't a tuple")
-        self.charge(args, *args)
+        makes_dict = isinstance(function, Global) and function.module == "collections"
+        self.charge(args, *args, weight=_DICT_ENTRY if makes_dict else 1)
         self.stack.append(allowed.reduce(function, args))
 
     def new_object(self, *, keywords: bool) -> None:

@@ -24,8 +24,8 @@ from exporters.checkpoints.archive import (
 )
 from exporters.checkpoints.identify import DEFAULT_MAX_BYTES, FileKind, identify, open_regular
 from exporters.checkpoints.pickle_data import interpret
-from exporters.checkpoints.values import ITEM_BYTES, TensorRef, array_of, plain
-from exporters.errors import CorruptCheckpoint, UnsupportedCheckpoint
+from exporters.checkpoints.values import ITEM_BYTES, StorageRef, TensorRef, array_of, plain
+from exporters.errors import CorruptCheckpoint, UnsupportedCheckpoint, shown
 
 STATE_KEYS = ("model_state_dict", "state_dict")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
@@ -67,17 +67,25 @@ class Checkpoint:
                 got=f"{total:,} bytes",
             )
         arrays: dict[str, NDArray[Any]] = {}
-        for name, ref in self.tensors.items():
-            array = array_of(ref, self._container.storage(ref.storage))
+        storage_of: tuple[StorageRef | None, bytes] = (None, b"")  # each is read once: tensors may share one
+        for name, ref in sorted(self.tensors.items(), key=_by_storage):
+            if storage_of[0] != ref.storage:
+                storage_of = (ref.storage, self._container.storage(ref.storage))
+            array = array_of(ref, storage_of[1])
             if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
                 raise UnsupportedCheckpoint(
-                    f"The tensor {name} has NaN or infinite values.",
+                    f"The tensor {shown(name)} has NaN or infinite values.",
                     expected="finite weights",
                     got=f"{int((~np.isfinite(array)).sum()):,} of {array.size:,} values aren't finite",
                     remedy="Take a checkpoint from before the training diverged.",
                 )
             arrays[name] = array
-        return arrays
+        return {name: arrays[name] for name in self.tensors}
+
+
+def _by_storage(item: tuple[str, TensorRef]) -> tuple[str, str, int]:
+    storage = item[1].storage
+    return storage.key, storage.dtype, storage.elements
 
 
 @contextmanager
@@ -213,7 +221,7 @@ def _state(state: Any, key: str | None) -> dict[str, TensorRef]:
     for name, value in state.items():
         if type(name) is not str or not isinstance(value, TensorRef):
             raise UnsupportedCheckpoint(
-                f"The entry {str(name)[:80]!r} in {where} isn't a tensor.",
+                f"The entry {shown(str(name))} in {where} isn't a tensor.",
                 expected="names and tensors, as model.state_dict() gives them",
                 got=_kind_of(value),
                 remedy=_SAVE_SO,

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.errors import UnsupportedCheckpoint
+from exporters.errors import UnsupportedCheckpoint, shown
 
 MAX_NODES = 20_000
 """Values in a configuration or in metrics. A pickle can share one list many times over, so that a small file
 unfolds into billions of values; this bounds the unfolding."""
 MAX_DEPTH = 16
+_INT_BITS = 64
+MAX_TEXT_BYTES = 1 << 20
+"""Of all strings and keys in a configuration, or in metrics: one string can be shared many times over too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +98,10 @@ def plain(value: Any, *, where: str, tensor: Callable[[TensorRef], NDArray[Any]]
         tensor: reads a small tensor (a scaler's mean, say).
 
     Raises:
-        UnsupportedCheckpoint: too many or too deeply nested values, or one that JSON can't hold.
+        UnsupportedCheckpoint: too many or too deeply nested values, too much text, or a value that JSON can't hold.
     """
     budget = MAX_NODES
+    text_budget = MAX_TEXT_BYTES
 
     def refuse(path: str, got: str) -> UnsupportedCheckpoint:
         return UnsupportedCheckpoint(
@@ -107,6 +111,16 @@ def plain(value: Any, *, where: str, tensor: Callable[[TensorRef], NDArray[Any]]
             remedy="Save the configuration as plain values, e.g. dataclasses.asdict(config).",
         )
 
+    def text(item: str, path: str) -> str:
+        nonlocal text_budget
+        try:
+            text_budget -= len(item.encode()) if len(item) <= text_budget else len(item)
+        except UnicodeEncodeError:
+            raise refuse(path, "text with half of a character (a surrogate)") from None
+        if text_budget < 0:
+            raise refuse(where, f"more than {MAX_TEXT_BYTES:,} bytes of text")
+        return item
+
     def convert(item: Any, path: str, depth: int) -> Any:
         nonlocal budget
         budget -= 1
@@ -114,7 +128,11 @@ def plain(value: Any, *, where: str, tensor: Callable[[TensorRef], NDArray[Any]]
             raise refuse(where, f"more than {MAX_NODES:,} values")
         if depth > MAX_DEPTH:
             raise refuse(path, "deeper nesting")
-        if item is None or isinstance(item, bool | int | float | str):
+        if isinstance(item, str):
+            return text(item, path)
+        if isinstance(item, int) and item.bit_length() >= _INT_BITS:
+            raise refuse(path, f"an integer of {item.bit_length()} bits")
+        if item is None or isinstance(item, bool | int | float):
             return item
         if isinstance(item, TensorRef | ArrayData):
             array = tensor(item) if isinstance(item, TensorRef) else item.values
@@ -125,12 +143,13 @@ def plain(value: Any, *, where: str, tensor: Callable[[TensorRef], NDArray[Any]]
         if isinstance(item, Namespace):
             if item.positional:
                 raise refuse(
-                    path, f"an object of {item.cls} saved without its field names (a slots dataclass)"
+                    path,
+                    f"an object of {shown(str(item.cls))} saved without its field names (a slots dataclass)",
                 )
             item = item.fields
         if isinstance(item, dict):
             return {
-                _key(key, path, refuse): convert(entry, f"{path}.{key}", depth + 1)
+                text(_key(key, path, refuse), path): convert(entry, f"{path}.{key}", depth + 1)
                 for key, entry in item.items()
             }
         if isinstance(item, list | tuple):
@@ -154,14 +173,13 @@ def array_of(ref: TensorRef, storage: bytes | bytearray) -> NDArray[Any]:
     Returns:
         A contiguous array of the tensor's shape. Bounds were checked when the reference was made.
     """
-    if ref.storage.dtype == "bfloat16":
-        halves = np.frombuffer(storage, dtype="<u2").astype(np.uint32) << 16
-        flat: NDArray[Any] = halves.view(np.float32)
-    else:
-        flat = np.frombuffer(storage, dtype=np.dtype(ref.storage.dtype).newbyteorder("<"))
+    is_bfloat16 = ref.storage.dtype == "bfloat16"
+    dtype = np.dtype("uint16" if is_bfloat16 else ref.storage.dtype).newbyteorder("<")
     if ref.elements == 0:
-        return np.zeros(ref.shape, dtype=flat.dtype)
+        return np.zeros(ref.shape, dtype=np.float32 if is_bfloat16 else dtype)
+    flat = np.frombuffer(storage, dtype=dtype)
     view = np.lib.stride_tricks.as_strided(
         flat[ref.offset :], shape=ref.shape, strides=tuple(stride * flat.itemsize for stride in ref.strides)
     )
-    return np.array(view, order="C", copy=True)
+    array = np.array(view, order="C", copy=True)
+    return (array.astype(np.uint32) << 16).view(np.float32) if is_bfloat16 else array

@@ -1,6 +1,10 @@
-"""The size of a zip's directory, before `zipfile` reads it: each of its entries costs ten times its bytes in memory.
+"""Where a zip's directory lies, before `zipfile` reads it: there is one directory, and it isn't too large.
 
-Source: PKWARE's APPNOTE.TXT, 4.3.14 to 4.3.16 (end of central directory, and its zip64 form).
+Readers differ in how they find the directory of an archive that holds two: by the end record's offset (torch), or
+just before the end record (Python). They differ in how they find the zip64 record too, and in which end record they
+take where a comment holds another. Where everything lies end to end they can't differ.
+
+Source: PKWARE's APPNOTE.TXT, 4.3.12 to 4.3.16 (central directory, its end, and the zip64 form).
 """
 
 import struct
@@ -9,50 +13,50 @@ from typing import BinaryIO
 from exporters.errors import CorruptCheckpoint
 
 MAX_DIRECTORY_BYTES = 16 << 20
+"""Each of its entries costs `zipfile` ten times its bytes in memory."""
 _END_BYTES = 22
 _LOCATOR_BYTES = 20
 _RECORD_BYTES = 56
-_MAX_COMMENT_BYTES = 0xFFFF
-_IN_ZIP64 = 0xFFFFFFFF
 
 
 def check_directory(stream: BinaryIO) -> None:
-    """Refuses an archive whose directory is larger than any checkpoint's.
-
-    An archive without a directory passes: `zipfile` then says what is wrong with it.
+    """Refuses an archive unless its directory, the zip64 record and locator where it has them, and the end record
+    follow each other and end the file.
 
     Raises:
-        CorruptCheckpoint: the directory is too large.
+        CorruptCheckpoint: they don't, or the directory is too large.
     """
     size_bytes = stream.seek(0, 2)
-    start = max(0, size_bytes - _END_BYTES - _MAX_COMMENT_BYTES - _LOCATOR_BYTES)
+    start = max(0, size_bytes - _END_BYTES - _LOCATOR_BYTES - _RECORD_BYTES)
     stream.seek(start)
     tail = stream.read(size_bytes - start)
-    end = tail.rfind(b"PK\x05\x06")
-    if end < 0 or len(tail) < end + _END_BYTES:
-        return
-    sizes = [struct.unpack_from("<I", tail, end + 12)[0]]
-    locator = start + end - _LOCATOR_BYTES
-    if tail[max(0, end - _LOCATOR_BYTES) :].startswith(b"PK\x06\x07"):
-        # readers differ in where they look for the zip64 record: by the locator's offset, or just before it
+    end = len(tail) - _END_BYTES
+    if end < 0 or not tail.startswith(b"PK\x05\x06", end) or tail[-2:] != b"\0\0":
+        raise _damaged("no end record as its last 22 bytes")
+    size, offset = struct.unpack_from("<II", tail, end + 12)
+    directory_end = start + end
+    if tail.startswith(b"PK\x06\x07", max(0, end - _LOCATOR_BYTES)):
+        record = end - _LOCATOR_BYTES - _RECORD_BYTES
         stated = struct.unpack_from("<Q", tail, end - _LOCATOR_BYTES + 8)[0]
-        zip64 = [_zip64_size(stream, offset) for offset in (stated, locator - _RECORD_BYTES)]
-        sizes = [size for size in sizes if size != _IN_ZIP64] + [size for size in zip64 if size is not None]
-    largest = max(sizes, default=0)
-    if largest > MAX_DIRECTORY_BYTES:
+        if record < 0 or stated != start + record or not tail.startswith(b"PK\x06\x06", record):
+            raise _damaged("a zip64 record that isn't where its locator says")
+        size, offset = struct.unpack_from("<QQ", tail, record + 40)
+        directory_end = start + record
+    if size > MAX_DIRECTORY_BYTES:
         raise CorruptCheckpoint(
             "The archive declares more entries than a checkpoint has.",
             expected=f"a directory of at most {MAX_DIRECTORY_BYTES:,} bytes",
-            got=f"{largest:,} bytes",
+            got=f"{size:,} bytes",
             remedy="Check where the file comes from; it may be a decompression bomb.",
         )
+    if offset + size != directory_end:
+        raise _damaged(f"a directory that ends at byte {offset + size:,}, not at {directory_end:,}")
 
 
-def _zip64_size(stream: BinaryIO, offset: int) -> int | None:
-    if not 0 <= offset < 1 << 62:
-        return None
-    stream.seek(offset)
-    record = stream.read(_RECORD_BYTES)
-    if len(record) < _RECORD_BYTES or not record.startswith(b"PK\x06\x06"):
-        return None
-    return int(struct.unpack_from("<Q", record, 40)[0])
+def _damaged(got: str) -> CorruptCheckpoint:
+    return CorruptCheckpoint(
+        "The file starts as a zip archive, but its directory can't be read: it is damaged or truncated.",
+        expected="a directory that ends where the archive's end record begins, and nothing behind that",
+        got=got,
+        remedy="Copy the file again, or save it again with torch.save.",
+    )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from exporters.errors import ConfigMismatch, UnsupportedCheckpoint
-from exporters.hybrid.config import ConfigOrigin, HybridConfig, read_fields
+from exporters.hybrid.config import INFERRED_FROM, ConfigOrigin, HybridConfig, read_fields
 from exporters.hybrid.network import NetworkVariant
 
 DATA_PARALLEL_PREFIX = "module."
@@ -24,19 +24,6 @@ UNUSED_KEYS = (
     "lstm_processor.decoder_lstm.",
 )
 """Prefixes of what a checkpoint may hold for sequence-to-sequence training and serving never runs."""
-
-_INFERRED_FROM: Mapping[str, str] = {
-    "input_dim": "cnn_extractor.conv_layers.0.weight",
-    "cnn_filter_sizes": "cnn_extractor.conv_layers.*.weight",
-    "cnn_num_filters": "cnn_extractor.conv_layers.0.weight",
-    "lstm_hidden_dim": "lstm_processor.lstm_layers.0.weight_hh_l0",
-    "lstm_num_layers": "lstm_processor.lstm_layers.*.weight_hh_l0",
-    "lstm_bidirectional": "lstm_processor.lstm_layers.0.weight_hh_l0_reverse",
-    "feature_fusion_dim": "feature_fusion.cnn_projection.weight",
-    "num_classes": "classification_head.4.weight",
-    "regression_targets": "regression_head.layers.6.weight",
-    "num_ensemble_models": "ensemble_models.*.0.weight",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +121,7 @@ def effective_config(
             origin = ConfigOrigin.REQUEST if key in given else ConfigOrigin.CHECKPOINT
             raise ConfigMismatch(
                 f"The {origin.value}'s configuration has {key} = {_show(stated[key])}, but the checkpoint's "
-                f"tensors have {key} = {_show(actual)} (from '{_INFERRED_FROM[key]}').",
+                f"tensors have {key} = {_show(actual)} (from '{INFERRED_FROM[key]}').",
                 expected=f"{key} = {_show(actual)} (checkpoint's tensors)",
                 got=f"{key} = {_show(stated[key])} ({origin.value}'s configuration)",
                 remedy=f"Set '{key}' to {_show(actual)} in the request's config, or load another checkpoint.",

@@ -3,18 +3,18 @@
 Reading files is `exporters.checkpoint`'s; writing them is the writers'.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from exporters.errors import ConfigMismatch, InvalidConfig, UnsupportedCheckpoint
+from exporters.checkpoints.normalization import parse_normalization
+from exporters.errors import ConfigMismatch, UnsupportedCheckpoint, shown
 from exporters.hybrid.architecture import Architecture, clean_state, effective_config, infer_architecture
-from exporters.hybrid.config import HybridConfig
-from exporters.hybrid.mc_dropout import DEFAULT_SEED, MaskBank
+from exporters.hybrid.config import DEFAULT_SEED, HybridConfig
+from exporters.hybrid.mc_dropout import MaskBank
 from exporters.hybrid.network import HybridNetwork
 from exporters.hybrid.serving import HybridServing, input_specs, output_specs
 from exporters.spec import ExportableModel, MCDropout, Normalization
@@ -59,8 +59,8 @@ def build_hybrid(
     architecture = infer_architecture(tensors)
     config = effective_config(architecture, checkpoint_config, request_config)
     network = load_network(tensors, config, architecture)
-    if normalization is None:
-        normalization = read_normalization(checkpoint_config.get("normalization"))
+    if normalization is None and (recorded := checkpoint_config.get("normalization")) is not None:
+        normalization = parse_normalization(recorded, source="the checkpoint's config.normalization")
     if normalization is not None:
         _check_normalization(normalization, config)
     masks = MaskBank.draw(config, seed=mc_seed)
@@ -122,34 +122,6 @@ def load_network(
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def read_normalization(recorded: Any) -> Normalization | None:
-    """Reads `{"mean": [...], "scale": [...]}` as a checkpoint's configuration records it; None stays None.
-
-    Raises:
-        InvalidConfig: Not a mapping with two lists of numbers.
-    """
-    if recorded is None:
-        return None
-    if isinstance(recorded, Mapping):
-        mean, scale = _numbers(recorded.get("mean")), _numbers(recorded.get("scale"))
-        if mean is not None and scale is not None:
-            return Normalization(mean=mean, scale=scale)
-    raise InvalidConfig(
-        "The checkpoint's 'normalization' is unusable.",
-        expected='{"mean": [numbers], "scale": [numbers]}',
-        got=f"{recorded!r:.200}",
-        remedy="Correct it in the checkpoint, or give 'normalization' in the request.",
-    )
-
-
-def _numbers(values: Any) -> tuple[float, ...] | None:
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        return None
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return None
-    return tuple(map(float, values))
-
-
 def _check_normalization(normalization: Normalization, config: HybridConfig) -> None:
     for name, values in (("mean", normalization.mean), ("scale", normalization.scale)):
         if len(values) != config.input_dim:
@@ -159,14 +131,6 @@ def _check_normalization(normalization: Normalization, config: HybridConfig) -> 
                 got=f"{len(values)} values in normalization.{name}",
                 remedy="Give one mean and one scale for each channel.",
             )
-    if not all(map(math.isfinite, normalization.mean)):
-        raise InvalidConfig("The normalisation's mean has NaN or infinite values.", expected="finite numbers")
-    if not all(math.isfinite(scale) and scale > 0 for scale in normalization.scale):
-        raise InvalidConfig(
-            "The normalisation's scale has values that are not positive numbers.",
-            expected="finite numbers above 0",
-            remedy="Give a constant channel the scale 1.",
-        )
 
 
 def _match_biases(network: HybridNetwork, tensors: Mapping[str, Tensor]) -> None:
@@ -181,10 +145,10 @@ def _match_biases(network: HybridNetwork, tensors: Mapping[str, Tensor]) -> None
 
 def _refuse_keys(names: set[str], what: str) -> None:
     if names:
-        shown = sorted(names)[:_SHOWN_KEYS]
-        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        first = sorted(names)[:_SHOWN_KEYS]
+        more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
         raise UnsupportedCheckpoint(
-            f"The checkpoint {what}: {', '.join(shown)}{more}.",
+            f"The checkpoint {what}: {', '.join(map(shown, first))}{more}.",
             expected="the state dict of a cnn_lstm_hybrid",
             got=f"{len(names)} such keys",
             remedy="Check that the file is the checkpoint of this type of model.",

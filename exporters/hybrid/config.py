@@ -11,8 +11,24 @@ from typing import Any
 
 from exporters.errors import InvalidConfig
 
+DEFAULT_SEED = 20240917
+"""Of the Monte Carlo masks."""
 CROSS_ATTENTION_HEADS = 8
 """Heads of the fusion's cross attention; not configurable in the checkpoints in use."""
+
+INFERRED_FROM: Mapping[str, str] = {
+    "input_dim": "cnn_extractor.conv_layers.0.weight",
+    "cnn_filter_sizes": "cnn_extractor.conv_layers.*.weight",
+    "cnn_num_filters": "cnn_extractor.conv_layers.0.weight",
+    "lstm_hidden_dim": "lstm_processor.lstm_layers.0.weight_hh_l0",
+    "lstm_num_layers": "lstm_processor.lstm_layers.*.weight_hh_l0",
+    "lstm_bidirectional": "lstm_processor.lstm_layers.0.weight_hh_l0_reverse",
+    "feature_fusion_dim": "feature_fusion.cnn_projection.weight",
+    "num_classes": "classification_head.4.weight",
+    "regression_targets": "regression_head.layers.6.weight",
+    "num_ensemble_models": "ensemble_models.*.0.weight",
+}
+"""Keys that the tensors' shapes settle, and a tensor that tells."""
 
 
 class ConfigOrigin(StrEnum):

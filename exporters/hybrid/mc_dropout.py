@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from exporters.hybrid.config import HybridConfig
 
-DEFAULT_SEED = 20240917
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskBank:

@@ -15,9 +15,8 @@ import torch
 from torch.jit._trace import TracerWarning
 
 from exporters.errors import ExportFailed
-from exporters.spec import ExportableModel
+from exporters.spec import OPSET, ExportableModel
 
-OPSET = 17
 MAX_IR_VERSION = 10
 """The newest IR that ONNX Runtime in NVIDIA's image 25.07 is sure to read."""
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
+from control_plane.inference.arrow import ARROW_STREAM
+from control_plane.inference.npy import NPY
 from control_plane.inference.requests import MAX_BATCH_REQUESTS
 
 _REF = "#/components/schemas/{model}"
@@ -177,12 +179,44 @@ _ERRORS = {
     400: "Malformed JSON, or over 100 requests in a batch",
     404: "Unknown model, version or experiment",
     413: "The body is too large",
-    415: "Not JSON",
+    415: "A body of another type than those listed, or Arrow where pyarrow isn't installed",
     422: "A field has the wrong type, shape or value",
     500: "The model failed",
     503: "Overloaded, stopping, or Triton is down; see Retry-After",
     504: "Not in time",
 }
+
+
+_NPY_BODY = {
+    "schema": {"type": "string", "format": "binary"},
+    "description": "One array: float16, float32, float64, integers or booleans; no pickle",
+}
+_ARROW_BODY = {
+    "schema": {"type": "string", "format": "binary"},
+    "description": "An uncompressed Arrow IPC stream: one column of (nested) lists or fixed-shape tensors with a row "
+    "for each sample, or columns of plain numbers for [rows][columns]",
+}
+_ARROW_ANSWER = {
+    "schema": {"type": "string", "format": "binary"},
+    "description": "When Accept asks for it: a record batch with a row for each sample; columns are named by their "
+    "path in the JSON answer, and what isn't by row is JSON under `answer` in the schema's metadata",
+}
+
+
+def _query_parameters(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The options of a binary body: a query parameter for each field but `data`."""
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": f"Binary bodies only{', required there' if name in schema['required'] else ''}. "
+            + described["description"],
+            "schema": {key: value for key, value in described.items() if key not in ("description", "title")},
+        }
+        for name, described in schema["properties"].items()
+        if name != "data"
+    ]
 
 
 def describe_paths(document: dict[str, Any], prefix: str) -> None:
@@ -220,6 +254,14 @@ def describe_paths(document: dict[str, Any], prefix: str) -> None:
                 },
             }
         }
+    _describe_binary(paths[prefix + "/predict"]["post"], schemas[PredictRequestBody.__name__])
+
+
+def _describe_binary(operation: dict[str, Any], schema: dict[str, Any]) -> None:
+    """Adds the binary forms of body and answer to POST /predict."""
+    operation["parameters"] = _query_parameters(schema)
+    operation["requestBody"]["content"] |= {NPY: _NPY_BODY, ARROW_STREAM: _ARROW_BODY}
+    operation["responses"]["200"]["content"][ARROW_STREAM] = _ARROW_ANSWER
 
 
 def _problem(description: str) -> dict[str, Any]:

@@ -158,6 +158,13 @@ def test_content_digest_differs_with_each_part_of_the_content(change):
     assert content_digest(**(CONTENT | change)) != content_digest(**CONTENT)
 
 
+def test_content_digest_differs_with_the_exporters_revision(monkeypatch):
+    before = content_digest(**CONTENT)
+    monkeypatch.setattr("exporters.card.EXPORT_REVISION", 1_000_000)
+
+    assert content_digest(**CONTENT) != before
+
+
 def test_content_digest_is_the_same_whatever_the_order_of_keys():
     assert content_digest(**CONTENT | {"config": {"y": [1, 2], "x": 1}}) == content_digest(**CONTENT)
 

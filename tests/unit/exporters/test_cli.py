@@ -1,5 +1,7 @@
 """The command line and the subprocess protocol, in real processes."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -8,11 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pytest
 
 from exporters.card import read_card
+from exporters.cli import main
+from exporters.limits import DEFAULT_LIMITS
+from exporters.pipeline import export
 from exporters.protocol import decode_request
 from tests.support.checkpoints import random_state, save_checkpoint
 from tests.unit.exporters.crafted import call, document, text, zip_checkpoint
@@ -29,8 +35,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def published(checkpoint, tmp_path_factory) -> Path:
     repository = tmp_path_factory.mktemp("published") / "repository"
-    done = exporters("hybrid", checkpoint, "--version", "v1", "--repository", repository)
-    assert done.returncode == 0, done.stderr
+    export(decode_request(request(checkpoint, repository).encode()))
     return repository
 
 
@@ -64,14 +69,40 @@ def run(given: str, *arguments: object) -> tuple[int, list[dict]]:
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
+class Done(NamedTuple):
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+def in_process(*arguments: object) -> Done:
+    """A command in this process, without its limits, which would outlast it."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.setattr("exporters.cli.apply_limits", lambda _: None)
+        main([*map(str, arguments)])
+    return Done(exit_code=int(ended.value.code or 0), stdout=out.getvalue(), stderr=err.getvalue())
+
+
 def modules_after(*arguments: object) -> set[str]:
+    return modules_after_all(arguments)
+
+
+def modules_after_all(*commands: tuple[object, ...]) -> set[str]:
+    """The modules that are imported once these commands ran in one process."""
     code = (
-        "import sys, io, contextlib\nfrom exporters.cli import main\n"
-        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
-        "    main(sys.argv[1:])\nprint(' '.join({name.split('.')[0] for name in sys.modules}))"
+        "import sys, io, contextlib, json\nfrom exporters.cli import main\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "        main(arguments)\nprint(' '.join({name.split('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, "-c", code, json.dumps([[*map(str, command)] for command in commands])],
         capture_output=True,
         text=True,
         cwd=REPOSITORY_ROOT,
@@ -79,24 +110,33 @@ def modules_after(*arguments: object) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize(
-    "command",
-    [(), ("hybrid",), ("ready-made",), ("check",), ("run",), ("publish-missing",), ("demo-checkpoints",)],
-)
-def test_help_explains_each_command_without_importing_torch(command):
-    done = exporters(*command, "--help")
+COMMANDS = ((), ("hybrid",), ("ready-made",), ("check",), ("run",), ("publish-missing",))
 
-    assert done.returncode == 0
-    assert "Usage: python -m exporters" in done.stdout
-    if command not in ((), ("publish-missing",), ("demo-checkpoints",)):
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_each_command(command):
+    done = in_process(*command, "--help")
+
+    assert done.exit_code == 0
+    assert "Usage: " in done.stdout
+    if command not in ((), ("publish-missing",)):
         assert "Example" in done.stdout
-    assert modules_after(*command, "--help").isdisjoint({"torch", "onnx", "onnxruntime", "grpc", "numpy"})
+
+
+def test_help_imports_no_torch():
+    for command in ((), ("hybrid",)):
+        done = exporters(*command, "--help")
+        assert done.returncode == 0
+        assert "Usage: python -m exporters" in done.stdout
+    assert modules_after_all(*((*command, "--help") for command in COMMANDS)).isdisjoint(
+        {"torch", "onnx", "onnxruntime", "grpc", "numpy"}
+    )
 
 
 def test_no_command_is_a_usage_error_that_shows_the_help():
-    done = exporters()
+    done = in_process()
 
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "Examples:" in done.stdout + done.stderr
 
 
@@ -120,10 +160,20 @@ def test_hybrid_exports_with_values_set_on_the_command_line(checkpoint, tmp_path
     ]
 
 
-def test_hybrid_again_says_that_nothing_changed(checkpoint, repository):
-    done = exporters("hybrid", checkpoint, "--version", "v1", "--repository", repository)
+def test_commands_for_people_run_within_the_default_limits(monkeypatch):
+    applied = []
+    monkeypatch.setattr("exporters.cli.apply_limits", applied.append)
+    for command in ("hybrid", "ready-made", "check", "publish-missing", "run"):
+        with pytest.raises(SystemExit):
+            main([command, "--no-such-option"])
 
-    assert done.returncode == 0
+    assert applied == [DEFAULT_LIMITS] * 4  # `run` sets its own
+
+
+def test_hybrid_again_says_that_nothing_changed(checkpoint, repository):
+    done = in_process("hybrid", checkpoint, "--version", "v1", "--repository", repository)
+
+    assert done.exit_code == 0
     assert "published already" in done.stdout
 
 
@@ -145,9 +195,9 @@ FAILURES = {
 def test_hybrid_that_fails_says_why_and_what_to_do_without_a_stack_trace(checkpoint, repository, case):
     arguments, code, named = FAILURES[case]
 
-    done = exporters("hybrid", checkpoint, "--repository", repository, *arguments)
+    done = in_process("hybrid", checkpoint, "--repository", repository, *arguments)
 
-    assert done.returncode == code
+    assert done.exit_code == code
     assert named in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     if code != 2:
@@ -159,9 +209,9 @@ def test_hybrid_of_a_hostile_checkpoint_names_what_it_tried(tmp_path):
     marker = tmp_path / "marker"
     path = zip_checkpoint(tmp_path / "model.pth", document(call("os.system", text(f"touch {marker}"))))
 
-    done = exporters("hybrid", path, "--version", "v1", "--repository", tmp_path / "r")
+    done = in_process("hybrid", path, "--version", "v1", "--repository", tmp_path / "r")
 
-    assert done.returncode == 10
+    assert done.exit_code == 10
     assert "os.system" in done.stderr
     assert not marker.exists()
 
@@ -190,9 +240,9 @@ def test_check_of_a_damaged_version_names_the_damage(repository, case):
     file, data, named = DAMAGE[case]
     (repository / "cnn_lstm_hybrid-v1" / file).write_bytes(data)
 
-    done = exporters("check", repository / "cnn_lstm_hybrid-v1")
+    done = in_process("check", repository / "cnn_lstm_hybrid-v1")
 
-    assert done.returncode == 16
+    assert done.exit_code == 16
     assert "FAILED  cnn_lstm_hybrid-v1" in done.stdout
     assert named in done.stdout
 
@@ -200,7 +250,7 @@ def test_check_of_a_damaged_version_names_the_damage(repository, case):
 def test_check_of_a_renamed_folder_names_both(repository):
     (repository / "cnn_lstm_hybrid-v1").rename(repository / "cnn_lstm_hybrid-v9")
 
-    assert "the folder is named cnn_lstm_hybrid-v9" in exporters("check", repository, "--no-run").stdout
+    assert "the folder is named cnn_lstm_hybrid-v9" in in_process("check", repository, "--no-run").stdout
 
 
 def test_check_of_an_artefact_that_is_not_the_cards_finds_it_by_running(repository):
@@ -209,12 +259,12 @@ def test_check_of_an_artefact_that_is_not_the_cards_finds_it_by_running(reposito
     wrong = msgspec.structs.replace(card, outputs=card.outputs[:-1])
     (folder / "model.json").write_bytes(msgspec.json.encode(wrong))
 
-    assert "isn't one of the model's" in exporters("check", folder).stdout
+    assert "isn't one of the model's" in in_process("check", folder).stdout
 
 
 def test_check_of_nothing_says_what_it_expects(tmp_path):
-    assert exporters("check", tmp_path / "nowhere").returncode == 16
-    assert "holds no versions" in exporters("check", tmp_path).stdout
+    assert in_process("check", tmp_path / "nowhere").exit_code == 16
+    assert "holds no versions" in in_process("check", tmp_path).stdout
 
 
 def test_publish_missing_publishes_what_is_missing_and_then_nothing(checkpoint, tmp_path):
@@ -226,24 +276,24 @@ def test_publish_missing_publishes_what_is_missing_and_then_nothing(checkpoint, 
 
     first = exporters(*arguments)
     card = (tmp_path / "r" / "cnn_lstm_hybrid-v1" / "model.json").read_bytes()
-    second = exporters(*arguments)
+    second = in_process(*arguments)
 
-    assert first.returncode == second.returncode == 0, first.stderr
+    assert (first.returncode, second.exit_code) == (0, 0), first.stderr
     assert "Published cnn_lstm_hybrid-v1" in first.stdout
     assert second.stdout == "cnn_lstm_hybrid-v1 is published.\n"
     assert (tmp_path / "r" / "cnn_lstm_hybrid-v1" / "model.json").read_bytes() == card
     assert modules_after(*arguments).isdisjoint({"torch", "onnx", "onnxruntime", "grpc", "numpy"})
 
 
-def test_publish_missing_of_a_changed_checkpoint_publishes_it_anew(checkpoint, tmp_path):
+def test_publish_missing_of_a_changed_checkpoint_publishes_it_anew(checkpoint, repository, tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
+    arguments = ("publish-missing", "--checkpoints", folder, "--repository", repository)
     shutil.copy(checkpoint, folder)
-    arguments = ("publish-missing", "--checkpoints", folder, "--repository", tmp_path / "r")
-    exporters(*arguments)
+    assert "Published" not in in_process(*arguments).stdout
     save_checkpoint(folder / checkpoint.name, random_state(seed=1))
 
-    assert "Published" in exporters(*arguments).stdout
+    assert "Published" in in_process(*arguments).stdout
 
 
 def test_run_reports_stages_and_the_card(checkpoint, tmp_path):
@@ -316,7 +366,7 @@ def test_run_beyond_its_memory_ends_in_an_error_event_and_leaves_nothing(checkpo
     assert (code, events[-1]["code"]) == (19, "export_failed")
     assert "more memory" in events[-1]["detail"]
     assert events[-1]["expected"] == "at most 512 MB"
-    assert [entry.name for entry in (tmp_path / "r").iterdir()] == [".staging"]
+    assert not (tmp_path / "r").exists()
 
 
 def test_run_beyond_its_processor_time_ends_in_an_error_event_and_leaves_nothing(checkpoint, tmp_path):
@@ -326,7 +376,7 @@ def test_run_beyond_its_processor_time_ends_in_an_error_event_and_leaves_nothing
 
     assert (code, events[-1]["code"]) == (19, "export_failed")
     assert "processor time" in events[-1]["detail"]
-    assert [entry.name for entry in (tmp_path / "r").iterdir()] == [".staging"]
+    assert not (tmp_path / "r").exists()
 
 
 def _start(checkpoint: Path, repository: Path, stage: str) -> subprocess.Popen[str]:
@@ -355,9 +405,9 @@ def test_run_killed_half_way_leaves_no_version_and_the_next_export_cleans_up(che
         process.kill()
 
     assert [entry.name for entry in repository.iterdir()] == [".staging"]
-    code, _ = run(request(checkpoint, repository))
-    assert code == 0
-    assert [entry.name for entry in (repository / ".staging").iterdir()] == ["cnn_lstm_hybrid-v1.lock"]
+    export(decode_request(request(checkpoint, repository).encode()))
+    assert (repository / "cnn_lstm_hybrid-v1" / "model.json").exists()
+    assert [entry.name for entry in (repository / ".staging").iterdir()] == []
 
 
 def test_run_terminated_half_way_cleans_up_itself(checkpoint, tmp_path):
@@ -368,7 +418,7 @@ def test_run_terminated_half_way_cleans_up_itself(checkpoint, tmp_path):
         process.wait(timeout=60)
 
     assert process.returncode == 128 + signal.SIGTERM
-    assert [entry.name for entry in (repository / ".staging").iterdir()] == ["cnn_lstm_hybrid-v1.lock"]
+    assert not repository.exists()
 
 
 def test_run_whose_reader_is_gone_still_publishes_or_leaves_nothing(checkpoint, tmp_path):
@@ -382,7 +432,7 @@ def test_run_whose_reader_is_gone_still_publishes_or_leaves_nothing(checkpoint, 
     process.wait(timeout=60)
 
     assert [name for name in os.listdir(tmp_path / "r") if name != ".staging"] in ([], ["cnn_lstm_hybrid-v1"])  # noqa: PTH208
-    assert [entry.name for entry in (tmp_path / "r" / ".staging").iterdir()] == ["cnn_lstm_hybrid-v1.lock"]
+    assert [entry.name for entry in (tmp_path / "r" / ".staging").iterdir()] == []
 
 
 def test_decode_of_the_contracts_request_takes_every_key():

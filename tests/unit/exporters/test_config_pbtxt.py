@@ -26,6 +26,9 @@ INPUTS = (TensorSpec(name="x", shape=(50, -1)),)
 OUTPUTS = (TensorSpec(name="probs", shape=(3,)), TensorSpec(name="attention", shape=(-1,)))
 
 
+DIGEST = "0123456789abcdef" * 4
+
+
 def build(model_format: ModelFormat = ModelFormat.ONNX, **options: object):
     return build_config(
         name="m-v1.0",
@@ -33,6 +36,7 @@ def build(model_format: ModelFormat = ModelFormat.ONNX, **options: object):
         inputs=card_tensors(INPUTS, model_format=model_format),
         outputs=card_tensors(OUTPUTS, model_format=model_format),
         options=ServingOptions(**options),
+        digest=DIGEST,
     )
 
 
@@ -91,7 +95,7 @@ def test_build_for_gpu_sets_execution_providers_of_onnx(tensorrt, names):
         parameters = accelerators.gpu_execution_accelerator[0].parameters
         assert parameters["precision_mode"] == "FP16"
         assert parameters["trt_engine_cache_enable"] == "1"
-        assert parameters["trt_engine_cache_path"].endswith("/m-v1.0")
+        assert parameters["trt_engine_cache_path"].endswith(f"/m-v1.0-{DIGEST[:16]}")
 
 
 @pytest.mark.parametrize("model_format", list(ModelFormat))
@@ -135,6 +139,7 @@ def test_encode_of_any_model_reads_back_equal_and_fits_its_card(
         inputs=inputs,
         outputs=outputs,
         options=ServingOptions(max_batch_size=batch, instance_count=count, device=device),
+        digest=DIGEST,
     )
 
     assert parse_config(encode_config(config), where="x") == config

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from exporters.errors import ConfigMismatch, InvalidConfig, UnsupportedCheckpoint
 from exporters.hybrid.architecture import clean_state, infer_architecture
 from exporters.hybrid.build import build_hybrid
-from exporters.hybrid.config import HybridConfig
-from exporters.hybrid.mc_dropout import DEFAULT_SEED
+from exporters.hybrid.config import DEFAULT_SEED, HybridConfig
 from exporters.spec import MCDropout, Normalization
 from tests.support.checkpoints import SMALL, random_state
 
@@ -222,20 +221,10 @@ def test_normalization_of_the_checkpoint_is_used_unless_one_is_given() -> None:
     assert build_hybrid(random_state(), recorded, None, normalization=given_one).normalization == given_one
 
 
-@pytest.mark.parametrize(
-    ("normalization", "error"),
-    [
-        (Normalization(mean=(0.0,) * 11, scale=(1.0,) * 12), ConfigMismatch),
-        (Normalization(mean=(0.0,) * 12, scale=(1.0,)), ConfigMismatch),
-        (Normalization(mean=(0.0,) * 12, scale=(0.0,) * 12), InvalidConfig),
-        (Normalization(mean=(float("nan"),) * 12, scale=(1.0,) * 12), InvalidConfig),
-        (Normalization(mean=(0.0,) * 12, scale=(float("inf"),) * 12), InvalidConfig),
-    ],
-)
-def test_normalization_that_does_not_fit_is_refused(
-    normalization: Normalization, error: type[Exception]
-) -> None:
-    with pytest.raises(error):
+@pytest.mark.parametrize(("means", "scales"), [(11, 12), (12, 1)])
+def test_normalization_of_another_length_is_refused(means: int, scales: int) -> None:
+    normalization = Normalization(mean=(0.0,) * means, scale=(1.0,) * scales)
+    with pytest.raises(ConfigMismatch):
         build_hybrid(random_state(), {}, None, normalization=normalization)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -80,33 +81,41 @@ def test_staged_whose_body_fails_leaves_the_published_version(tmp_path, error):
     assert staging_of(tmp_path) == []
 
 
-def _dead_process() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_staged_removes_what_a_dead_process_left(tmp_path):
-    dead, alive = f"{NAME}.{_dead_process()}.abcd", f"{NAME}.{os.getppid()}.abcd"
-    for name in (dead, alive, "not-ours"):
+def test_staged_removes_what_a_killed_exporter_left_and_nothing_else(tmp_path):
+    kept = f"{NAME}.{os.getpid()}.0123abcd"  # the control plane's, while it overwrites a version
+    for name in (f"{NAME}.0123abcd.new", f"{NAME}.0123abcd.old", "other-v2.0.0123abcd.new", kept, "not-ours"):
         (tmp_path / STAGING / name / "1").mkdir(parents=True)
+    (tmp_path / "other-v2.0").mkdir()
+    (tmp_path / NAME).mkdir()
 
     publish_version(tmp_path, "new")
 
-    assert staging_of(tmp_path) == sorted([alive, "not-ours"])
+    assert staging_of(tmp_path) == sorted([kept, "not-ours"])
+
+
+def test_remove_dead_removes_a_kept_copy_of_the_control_plane_after_a_day(tmp_path, monkeypatch):
+    kept = f"{NAME}.1.0123abcd"  # its process's number may be another's by now
+    (tmp_path / STAGING / kept / "1").mkdir(parents=True)
+    assert remove_dead(tmp_path) == ()
+
+    now = time.time()
+    monkeypatch.setattr("exporters.publication.time.time", lambda: now + 25 * 60 * 60)
+
+    assert remove_dead(tmp_path) == (kept,)
+    assert staging_of(tmp_path) == []
 
 
 def test_remove_dead_restores_a_version_lost_between_two_renames(tmp_path):
     publish_version(tmp_path, "old")
-    (tmp_path / NAME).rename(tmp_path / STAGING / f"{NAME}.{_dead_process()}.old")
+    (tmp_path / NAME).rename(tmp_path / STAGING / f"{NAME}.0123abcd.old")
 
     remove_dead(tmp_path)
 
     assert content_of(tmp_path) == whole("old")
 
 
-def test_remove_dead_spares_a_process_of_another_container_that_holds_its_lock(tmp_path):
-    staging = tmp_path / STAGING / f"{NAME}.{_dead_process()}.abcd"
+def test_remove_dead_spares_a_version_whose_lock_is_held(tmp_path):
+    staging = tmp_path / STAGING / f"{NAME}.0123abcd.new"
     staging.mkdir(parents=True)
     with (tmp_path / STAGING / f"{NAME}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -114,6 +123,53 @@ def test_remove_dead_spares_a_process_of_another_container_that_holds_its_lock(t
         assert remove_dead(tmp_path) == ()
 
     assert remove_dead(tmp_path) == (staging.name,)
+    assert list((tmp_path / STAGING).iterdir()) == []
+
+
+def test_locked_leaves_no_lock_files_however_many_versions_are_refused(tmp_path):
+    repository = tmp_path / "repository"
+    for index in range(20):
+        with suppress(ExportFailed), locked(repository, f"volatility-v{index}"):
+            raise ExportFailed("refused")
+
+    assert not repository.exists()
+
+    publish_version(repository, "new")
+    for index in range(20):
+        with suppress(ExportFailed), locked(repository, f"volatility-v{index}"):
+            raise ExportFailed("refused")
+
+    assert list((repository / STAGING).iterdir()) == []
+    assert content_of(repository) == whole("new")
+
+
+def test_locked_whose_body_fails_keeps_what_another_published_meanwhile(tmp_path):
+    repository = tmp_path / "repository"
+    with suppress(ExportFailed), locked(repository, "volatility-v9"):
+        publish_version(repository, "new")
+        raise ExportFailed("refused")
+
+    assert content_of(repository) == whole("new")
+
+
+def _count(repository: Path) -> None:
+    counter = repository.parent / "counter"
+    for _ in range(200):
+        with locked(repository, NAME):
+            counter.write_text(str(int(counter.read_text()) + 1))
+
+
+def test_locked_by_many_at_once_lets_in_one_at_a_time_while_lock_files_come_and_go(tmp_path):
+    (tmp_path / "counter").write_text("0")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_count, args=(tmp_path / "repository",)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+    assert (tmp_path / "counter").read_text() == "800"
+    assert list((tmp_path / "repository" / STAGING).iterdir()) == []
 
 
 _EXPORTER = """

@@ -1,5 +1,6 @@
 """Ready-made ONNX files: what is taken over, and what is refused by name."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -274,3 +275,76 @@ def test_card_of_a_ready_made_model_holds_every_key_as_json(tmp_path):
         "reference": "none",
     }
     assert card["normalization"] is card["mc_dropout"] is card["calibration"] is None
+
+
+def test_onnx_that_changes_after_it_was_copied_is_published_as_it_was_copied(tmp_path):
+    path = linear(tmp_path / "model.onnx")
+    original = path.read_bytes()
+    request = ExportRequest(
+        model_type="volatility", version="v1", file_path=str(path), repository=str(tmp_path / "repository")
+    )
+
+    card = export(request, on_stage=lambda stage: stage == "building" and path.write_bytes(b"other")).card
+
+    assert (folder_of(tmp_path) / "1" / "model.onnx").read_bytes() == original
+    assert card.source.sha256 == hashlib.sha256(original).hexdigest()
+    assert sorted(entry.name for entry in folder_of(tmp_path).iterdir()) == [
+        "1",
+        "config.pbtxt",
+        "model.json",
+    ]
+
+
+def external(tensor: onnx.TensorProto, location: str) -> onnx.TensorProto:
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def function_default(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    """y = x + F's default value, which is the tensor."""
+    constant = helper.make_node("Constant", [], ["c"])
+    constant.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, ref_attr_name="val")
+    imports = [helper.make_opsetid("", 17)]
+    function = helper.make_function(
+        "local", "F", ["a"], ["b"], [constant, helper.make_node("Add", ["a", "c"], ["b"])], imports, []
+    )
+    function.attribute_proto.add(name="val", type=onnx.AttributeProto.TENSOR).t.CopyFrom(tensor)
+    graph = helper.make_graph(
+        [helper.make_node("F", ["x"], ["y"], domain="local")],
+        "g",
+        [value("x", ("b", 4))],
+        [value("y", ("b", 4))],
+    )
+    return helper.make_model(
+        graph, opset_imports=[*imports, helper.make_opsetid("local", 1)], functions=[function], ir_version=8
+    )
+
+
+def sparse_constant(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    """y = x + a sparse constant, whose values are the tensor."""
+    indices = numpy_helper.from_array(np.arange(4, dtype=np.int64), "i")
+    constant = helper.make_node(
+        "Constant", [], ["c"], sparse_value=helper.make_sparse_tensor(tensor, indices, [4])
+    )
+    nodes = [constant, helper.make_node("Add", ["x", "c"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [value("x", ("b", 4))], [value("y", ("b", 4))])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("make", [function_default, sparse_constant])
+@pytest.mark.parametrize("location", ["../secret.bin", "beside.bin"])
+def test_onnx_with_external_data_that_is_no_initializer_is_refused(tmp_path, make, location):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for secret in (tmp_path / "secret.bin", folder / "beside.bin"):
+        secret.write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    tensor = external(numpy_helper.from_array(np.zeros(4, np.float32), "v"), location)
+    (folder / "model.onnx").write_bytes(make(tensor).SerializeToString())
+
+    with pytest.raises(InvalidModel, match="external data") as raised:
+        take(tmp_path, folder / "model.onnx")
+
+    assert raised.value.got == location
+    assert_nothing_published(tmp_path)

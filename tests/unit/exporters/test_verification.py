@@ -1,5 +1,9 @@
 """Verification passes what is right and refuses what is wrong, by name and place."""
 
+import io
+import os
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +18,7 @@ from torch import Tensor, nn
 from exporters.errors import VerificationFailed
 from exporters.hybrid.build import build_hybrid
 from exporters.spec import ExportableModel, ModelFormat, TensorSpec
-from exporters.verification import find_real_input, verify
+from exporters.verification import MAX_REAL_INPUT_BYTES, find_real_input, verify
 from exporters.writers.onnx import write_onnx
 from exporters.writers.torchscript import write_torchscript
 from tests.support.checkpoints import SMALL, random_state
@@ -224,3 +228,79 @@ def test_find_real_input_takes_the_first_archive_that_fits(tmp_path: Path) -> No
     found = find_real_input(tmp_path, model)
     assert found is not None
     assert torch.equal(found, torch.from_numpy(x))
+
+
+def npz(path: Path, shape: tuple[int, ...], data_bytes: int, *, descr: str = "<f4") -> None:
+    """An archive whose `x` has this header, and so many zeros as its data, compressed."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as member:
+        member.write(header.getvalue())
+        for _ in range(data_bytes >> 20):
+            member.write(bytes(1 << 20))
+
+
+def corrupted(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez_compressed(path, x=rng.standard_normal((200, 3, 8)).astype(np.float32))
+    data = bytearray(path.read_bytes())
+    data[300:340] = b"\xff" * 40
+    path.write_bytes(data)
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as stream:
+        stream.write(b"PK\3\4")
+        stream.truncate(MAX_REAL_INPUT_BYTES + 1)
+
+
+NO_WINDOWS: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "larger_than_the_limit": sparse,
+    "damaged_data": corrupted,
+    "bomb_of_another_shape": lambda path: npz(path, (1 << 40,), 200 << 20),
+    "bomb_of_one_long_window": lambda path: npz(path, (1, 3, 1 << 30), 200 << 20),
+    "fewer_values_than_declared": lambda path: npz(path, (2, 3, 1 << 20), 1 << 20),
+    "another_type": lambda path: npz(path, (2, 3, 8), 1 << 20, descr="<f8"),
+    "objects": lambda path: npz(path, (2, 3, 8), 1 << 20, descr="|O"),
+    "nested_header": lambda path: npz(path, (2, 3, 8), 0, descr="(" * 4000),
+}
+
+
+@pytest.mark.parametrize("case", NO_WINDOWS)
+def test_find_real_input_passes_over_what_holds_no_windows(tmp_path: Path, case: str) -> None:
+    NO_WINDOWS[case](tmp_path / "a_windows.npz")
+    tracemalloc.start()
+    try:
+        assert find_real_input(tmp_path, scaled_model(Scaled(2.0))) is None
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_find_real_input_reads_at_most_256_windows(tmp_path: Path) -> None:
+    npz(tmp_path / "a_windows.npz", (2 << 20, 3, 8), 192 << 20)
+    tracemalloc.start()
+    try:
+        found = find_real_input(tmp_path, scaled_model(Scaled(2.0)))
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    assert found is not None
+    assert found.shape == (256, 3, 8)
+
+
+def test_windows_that_overflow_the_module_itself_are_dropped(tmp_path: Path) -> None:
+    model = scaled_model(Scaled(2.0))
+    write_onnx(model, tmp_path / "model")
+    huge = torch.full((2, 3, 8), 3e38)
+    assert not torch.isfinite(model.module(huge)[0]).all()
+    assert verify(model, tmp_path / "model", ModelFormat.ONNX, max_batch_size=2, real_input=huge)
+
+
+def test_largest_batch_that_is_run_has_256_rows(tmp_path: Path) -> None:
+    model = scaled_model(Scaled(2.0))
+    write_onnx(model, tmp_path / "model")
+    result = verify(model, tmp_path / "model", ModelFormat.ONNX, max_batch_size=1 << 20)
+    assert result.batch_sizes == (1, 2, 33, 256)

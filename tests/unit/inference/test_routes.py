@@ -1,6 +1,7 @@
 """POST /predict and /predict/batch through the application's own handlers, without a network."""
 
 import asyncio
+import io
 import json
 import re
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
 from control_plane.api import predict
+from control_plane.api.body_limit import BodyLimit
 from control_plane.api.middleware import Draining, RequestEnvelope
 from control_plane.api.problem import install_handlers
 from control_plane.api.schemas.predict import (
@@ -52,7 +54,8 @@ async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **sections: An
         app = FastAPI()
         install_handlers(app)
         app.router.routes.extend(predict.routes())
-        inner = RequestEnvelope(app, draining=Draining())
+        limited = BodyLimit(app, max_bytes=plane.settings.limits.max_body_bytes)
+        inner = RequestEnvelope(limited, draining=Draining())
         resources = SimpleNamespace(predictor=plane.predictor, settings=plane.settings)
 
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
@@ -364,3 +367,59 @@ def test_openapi_document_is_complete() -> None:
         assert {"200", "400", "404", "413", "415", "422", "500", "503", "504"} == set(
             path["post"]["responses"]
         )
+
+
+def test_openapi_describes_binary_bodies_and_their_options() -> None:
+    document: dict[str, Any] = {"openapi": "3.1.0"}
+    predict.describe(document)
+    operation = document["paths"]["/api/v1/predict"]["post"]
+    formats = {"application/json", "application/x-npy", "application/vnd.apache.arrow.stream"}
+    assert set(operation["requestBody"]["content"]) == formats
+    assert set(operation["responses"]["200"]["content"]) == formats - {"application/x-npy"}
+    names = [parameter["name"] for parameter in operation["parameters"]]
+    assert names == [name for name in PredictRequest.__struct_fields__ if name != "data"]
+    assert "parameters" not in document["paths"]["/api/v1/predict/batch"]["post"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_arrow"),
+    [
+        ("application/vnd.apache.arrow.stream", True), ("Application/Vnd.Apache.Arrow.Stream, */*;q=0.1", True),
+        ("application/json, application/vnd.apache.arrow.stream;q=0.5", False), ("*/*", False), ("", False),
+        ("application/vnd.apache.arrow.stream;q=0", False), ("application/vnd.apache.arrow.stream;q=x", False),
+    ],
+)  # fmt: skip
+def test_answer_is_arrow_when_accept_prefers_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accept: str, is_arrow: bool
+) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path, monkeypatch) as api:
+            response = await api.client.post("/predict", json=GOOD, headers={"accept": accept})
+            assert response.status_code == 200
+            expected = "application/vnd.apache.arrow.stream" if is_arrow else "application/json"
+            assert response.headers["content-type"] == expected
+
+    run(scenario())
+
+
+def test_binary_body_gives_the_answer_of_the_json_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path, monkeypatch) as api:
+            file = io.BytesIO()
+            np.save(file, np.array(WINDOW), allow_pickle=False)
+            options = {"interval": 0.5, "return_attention": True}
+            expected = (await api.client.post("/predict", json=GOOD | options)).json()
+            response = await api.client.post(
+                "/predict",
+                params={"model_type": "cnn_lstm_hybrid"} | options,
+                content=file.getvalue(),
+                headers={"content-type": "application/x-npy"},
+            )
+            answer = response.json()
+            assert response.status_code == 200, answer
+            for part in ("predictions", "uncertainty", "confidence_scores", "warnings"):
+                assert answer[part] == expected[part]
+
+    run(scenario())

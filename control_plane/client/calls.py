@@ -1,0 +1,248 @@
+"""The API's calls as values: what to send, and how to read the answer. All that either client knows of the API."""
+
+import io
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import numpy as np
+
+from control_plane.client import results
+from control_plane.client.errors import BadAnswer, ClientError, error_of
+from control_plane.client.options import BodyFormat, Data, LoadOptions, PredictItem, PredictOptions
+
+Result = TypeVar("Result")
+
+_PREFIX = "/api/v1"
+_JSON = "application/json"
+_NPY = "application/x-npy"
+_LONGEST_TIMEOUT_MS = 600_000.0
+_OK = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One HTTP request."""
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Generic[Result]):
+    """One call of the API.
+
+    `message` gives the request for the seconds that are left, `read` the result of the answer's JSON. `accepts` are
+    statuses besides 200 that are answers, too.
+    """
+
+    message: Callable[[float], Message]
+    read: Callable[[Any], Result]
+    is_idempotent: bool = True
+    timeout_s: float | None = None
+    accepts: frozenset[int] = frozenset()
+
+    def result(self, answer: Answer) -> Result:
+        """The result.
+
+        Raises:
+            ClientError: the answer is an error, or none of this API's.
+        """
+        document, is_json = _decode(answer.content)
+        if answer.status == _OK or answer.status in self.accepts:
+            if not is_json:
+                raise BadAnswer(f"{answer.status}, but no JSON: {answer.content[:200]!r}")
+            return self.read(document)
+        raise refusal(answer, document)
+
+
+def refusal(answer: Answer, document: Any) -> ClientError:
+    """The error for an answer that isn't a success."""
+    retry_after = next((text for name, text in answer.headers.items() if name.lower() == "retry-after"), "")
+    return error_of(
+        answer.status,
+        document,
+        text=answer.content[:500].decode("utf-8", "replace"),
+        retry_after_s=float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None,
+    )
+
+
+def predict(
+    model_type: str, data: Data, options: PredictOptions, body_format: BodyFormat
+) -> Call[results.Prediction]:
+    """POST /predict."""
+    timeout_ms = options.get("timeout_ms")
+    fields: dict[str, Any] = {"model_type": model_type, **_given(options)}
+    headers = {"X-Request-ID": str(options.get("request_id") or uuid.uuid4())}
+    path = f"{_PREFIX}/predict"
+    if body_format is BodyFormat.NPY and not isinstance(data, Mapping):
+        content = _npy(data)
+
+        def binary(left_s: float) -> Message:
+            query = {name: _text(value) for name, value in (fields | _timeout(left_s)).items()}
+            return Message(
+                method="POST",
+                path=path,
+                query=query,
+                headers=headers | {"Content-Type": _NPY},
+                content=content,
+            )
+
+        message = binary
+    else:
+        fields["data"] = _nested(data)
+
+        def plain(left_s: float) -> Message:
+            return _json_message("POST", path, fields | _timeout(left_s), headers)
+
+        message = plain
+    return Call(message=message, read=results.read_prediction, timeout_s=_seconds(timeout_ms))
+
+
+def predict_batch(items: Sequence[PredictItem], priority: int) -> Call[results.BatchResult]:
+    """POST /predict/batch."""
+    requests = [
+        {"model_type": item.model_type, "data": _nested(item.data), **_given(item.options)} for item in items
+    ]
+
+    def message(left_s: float) -> Message:
+        timed = [_timeout(left_s) | request for request in requests]
+        return _json_message("POST", f"{_PREFIX}/predict/batch", {"requests": timed, "priority": priority})
+
+    return Call(message=message, read=results.read_batch)
+
+
+def load_model(model_type: str, version: str, options: LoadOptions) -> Call[results.LoadedModel]:
+    """POST /models/load."""
+    body = {"model_type": model_type, "version": version, **options}
+    return _plain("POST", "/models/load", results.read_load, body)
+
+
+def unload_model(model_type: str, version: str) -> Call[None]:
+    """POST /models/unload."""
+    return _plain("POST", "/models/unload", _nothing, {"model_type": model_type, "version": version})
+
+
+def warm_up(models: Sequence[tuple[str, str]]) -> Call[tuple[results.WarmedModel, ...]]:
+    """POST /models/warmup."""
+    body = [{"model_type": model_type, "version": version} for model_type, version in models]
+    return _plain("POST", "/models/warmup", results.read_warmup, body)
+
+
+def models() -> Call[tuple[results.ModelInfo, ...]]:
+    """GET /models."""
+    return _plain("GET", "/models", results.read_models)
+
+
+def model(model_type: str, version: str) -> Call[results.ModelInfo]:
+    """GET /models/{model_type}/{version}."""
+    return _plain("GET", f"/models/{_part(model_type)}/{_part(version)}", results.read_model)
+
+
+def set_alias(model_type: str, alias: str, version: str) -> Call[results.AliasMove]:
+    """PUT /models/{model_type}/aliases/{alias}."""
+    path = f"/models/{_part(model_type)}/aliases/{_part(alias)}"
+    return _plain("PUT", path, results.read_alias, {"version": version})
+
+
+def remove_alias(model_type: str, alias: str) -> Call[results.AliasMove]:
+    """DELETE /models/{model_type}/aliases/{alias}; sent twice, the second would be told that there is none."""
+    path = f"/models/{_part(model_type)}/aliases/{_part(alias)}"
+    return _plain("DELETE", path, results.read_alias, is_idempotent=False)
+
+
+def health() -> Call[results.Health]:
+    """GET /health; `unhealthy` is an answer, too."""
+    return _plain("GET", "/health", results.read_health, accepts=frozenset({503}))
+
+
+def is_ready() -> Call[bool]:
+    """GET /health/ready."""
+    return _plain(
+        "GET", "/health/ready", lambda answer: bool(answer["status"] == "ready"), accepts=frozenset({503})
+    )
+
+
+def _plain(
+    method: str,
+    path: str,
+    read: Callable[[Any], Result],
+    body: Any = None,
+    *,
+    is_idempotent: bool = True,
+    accepts: frozenset[int] = frozenset(),
+) -> Call[Result]:
+    message = (
+        Message(method=method, path=_PREFIX + path)
+        if body is None
+        else _json_message(method, _PREFIX + path, body)
+    )
+    return Call(message=lambda _: message, read=read, is_idempotent=is_idempotent, accepts=accepts)
+
+
+def _json_message(method: str, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Message:
+    return Message(
+        method=method,
+        path=path,
+        headers={**(headers or {}), "Content-Type": _JSON},
+        content=json.dumps(body, separators=(",", ":")).encode(),
+    )
+
+
+def _decode(content: bytes) -> tuple[Any, bool]:
+    try:
+        return json.loads(content), True
+    except (ValueError, RecursionError):
+        return None, False
+
+
+def _nothing(document: Any) -> None:
+    del document
+
+
+def _given(options: PredictOptions) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _seconds(timeout_ms: float | None) -> float | None:
+    return None if timeout_ms is None else timeout_ms / 1000
+
+
+def _timeout(left_s: float) -> dict[str, float]:
+    """The rest of the client's deadline as the server's."""
+    return {"timeout_ms": min(max(round(left_s * 1000, 3), 0.001), _LONGEST_TIMEOUT_MS)}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _npy(data: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(data), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _nested(data: Data) -> Any:
+    if isinstance(data, Mapping):
+        return {name: np.asarray(part).tolist() for name, part in data.items()}
+    return np.asarray(data).tolist()
+
+
+def _part(text: str) -> str:
+    return quote(text, safe="")

@@ -1,0 +1,158 @@
+"""The sync client. `aio.py` and `sync.py` are the same but for `await`; a test holds them to it."""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import httpx
+
+from control_plane.client import calls
+from control_plane.client.errors import ClientError, UnsupportedMediaType
+from control_plane.client.options import BodyFormat, Data, LoadOptions, PredictItem, PredictOptions
+from control_plane.client.results import (
+    AliasMove,
+    BatchResult,
+    Health,
+    LoadedModel,
+    ModelInfo,
+    Prediction,
+    WarmedModel,
+)
+from control_plane.client.retries import Attempts, RetryPolicy
+from control_plane.client.transport import answer_of, failure_of, request_of
+
+Result = TypeVar("Result")
+
+_TIMEOUT_S = 30.0
+
+
+class Client:
+    """A client of one server. Threads may share it.
+
+    Args:
+        base_url: Such as `http://localhost:8080`.
+        timeout_s: Deadline of each call, retries included; a prediction's `timeout_ms` goes before it.
+        retries: When calls are tried again.
+        body_format: How a prediction's data travels; a server that doesn't read `.npy` gets JSON.
+        headers: Sent with every call, such as an API key.
+        transport: httpx's, for tests and special networks.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float = _TIMEOUT_S,
+        retries: RetryPolicy | None = None,
+        body_format: BodyFormat = BodyFormat.NPY,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._retries = retries or RetryPolicy()
+        self._body_format = body_format
+        self._http = httpx.Client(
+            base_url=base_url, headers={"Accept": "application/json", **(headers or {})}, transport=transport
+        )
+
+    def __enter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes it."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._http.close()
+
+    def predict(self, model_type: str, data: Data, **options: Unpack[PredictOptions]) -> Prediction:
+        """Predicts one to 1,000 rows.
+
+        Args:
+            model_type: `cnn_lstm_hybrid`, `rl_ensemble`, or any registered type.
+            data: An array as docs/api.md says, or arrays by input name.
+            options: See `PredictOptions`.
+
+        Raises:
+            ClientError: see `errors.py`.
+        """
+        try:
+            return self._run(calls.predict(model_type, data, options, self._body_format))
+        except UnsupportedMediaType:
+            if self._body_format is BodyFormat.JSON:
+                raise
+            self._body_format = BodyFormat.JSON
+            return self._run(calls.predict(model_type, data, options, self._body_format))
+
+    def predict_batch(self, items: Sequence[PredictItem], *, priority: int = 1) -> BatchResult:
+        """Predicts up to 100 items at once, each failing alone."""
+        return self._run(calls.predict_batch(items, priority))
+
+    def load_model(
+        self, model_type: str, version: str, *, timeout_s: float = 600.0, **options: Unpack[LoadOptions]
+    ) -> LoadedModel:
+        """Loads a registered version, or with `file_path` exports, publishes and loads a checkpoint."""
+        return self._run(calls.load_model(model_type, version, options), timeout_s)
+
+    def unload_model(self, model_type: str, version: str) -> None:
+        """Unloads a version once its requests in flight are done."""
+        self._run(calls.unload_model(model_type, version))
+
+    def warm_up(
+        self, models: Sequence[tuple[str, str]], *, timeout_s: float = 600.0
+    ) -> tuple[WarmedModel, ...]:
+        """Loads (model type, version) pairs ahead, and runs one inference on each."""
+        return self._run(calls.warm_up(models), timeout_s)
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """All registered versions."""
+        return self._run(calls.models())
+
+    def model(self, model_type: str, version: str = "latest") -> ModelInfo:
+        """One version, with its model card."""
+        return self._run(calls.model(model_type, version))
+
+    def set_alias(self, model_type: str, alias: str, version: str) -> AliasMove:
+        """Points an alias to a version."""
+        return self._run(calls.set_alias(model_type, alias, version))
+
+    def remove_alias(self, model_type: str, alias: str) -> AliasMove:
+        """Removes an alias."""
+        return self._run(calls.remove_alias(model_type, alias))
+
+    def health(self) -> Health:
+        """The server's health; unhealthy is an answer, too."""
+        return self._run(calls.health())
+
+    def is_ready(self) -> bool:
+        """Whether the server can predict."""
+        return self._run(calls.is_ready())
+
+    def _run(self, call: calls.Call[Result], timeout_s: float | None = None) -> Result:
+        attempts = Attempts(
+            self._retries,
+            timeout_s=call.timeout_s or timeout_s or self._timeout_s,
+            is_idempotent=call.is_idempotent,
+        )
+        while True:
+            pause_s = 0.0
+            left_s = attempts.begin()
+            try:
+                response = self._http.send(request_of(self._http, call.message(left_s), left_s))
+            except httpx.HTTPError as error:
+                failure, was_sent = failure_of(error)
+                try:
+                    pause_s = attempts.pause_after(failure, was_sent=was_sent)
+                except ClientError as last:
+                    raise last from error
+            else:
+                try:
+                    return call.result(answer_of(response))
+                except ClientError as error:
+                    pause_s = attempts.pause_after(error)
+            time.sleep(pause_s)
