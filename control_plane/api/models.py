@@ -125,6 +125,7 @@ async def unload_model(request: Request, body: VersionBody) -> MessageAnswer:
 async def list_models(request: Request) -> ModelsAnswer:
     """All registered versions, newest first within a type, with state and use."""
     resources = resources_of(request)
+    await resources.registry.refresh()
     registry = resources.registry
     models = [model for name in registry.model_types() for model in registry.versions(name)]
     states = await resources.cache.states([model.key for model in models])
@@ -136,6 +137,7 @@ async def list_models(request: Request) -> ModelsAnswer:
 async def list_types(request: Request) -> TypesAnswer:
     """The model types, with the configuration that a load of each takes."""
     registry = resources_of(request).registry
+    await registry.refresh()
     names = [*FAMILIES, *(name for name in registry.model_types() if name not in FAMILIES)]
     types = {
         name: TypeEntry(

@@ -16,6 +16,7 @@ from exporters.demo.dataset import (
     HORIZON,
     SEQUENCE_LENGTH,
     Dataset,
+    Part,
     build_dataset,
     label_returns,
     split_positions,
