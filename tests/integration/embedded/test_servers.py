@@ -61,7 +61,7 @@ def test_free_ports_are_different_and_below_the_ephemeral_range() -> None:
 def test_listen_on_a_taken_port_says_what_to_do(taken_port: int) -> None:
     assert not ports.is_free(taken_port)
     with pytest.raises(
-        PortTaken, match=rf"127\.0\.0\.1:{taken_port} can't be listened on.*port 0 takes a free one"
+        PortTaken, match=rf"127\.0\.0\.1:{taken_port} can't be listened on.*API_PORT.* 0 takes a free one"
     ):
         ports.listen("127.0.0.1", taken_port)
 
