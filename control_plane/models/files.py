@@ -53,7 +53,7 @@ def discard(kept: Path) -> None:
 
 
 def _staging_name(folder: Path) -> Path:
-    # The exporters' form: they remove what a dead process left.
+    # A form that the exporters know: what a crash leaves of it they remove after a day.
     staging = folder.parent / STAGING
     staging.mkdir(exist_ok=True)
     return staging / f"{folder.name}.{os.getpid()}.{secrets.token_hex(4)}"
