@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import onnx
 import pytest
+import redis
 import torch
 from onnx import TensorProto, helper
 
@@ -190,5 +191,7 @@ def test_ready_made_config_with_a_stalling_key_loads_with_a_warning(
 def _nothing_left(server: Server, api: httpx.Client, version: str) -> None:
     assert api.get(f"/api/v1/models/{TYPE}/{version}").status_code == 404
     assert not list(server.repository.glob(f"*{version}*"))
+    with redis.Redis(port=server.state["ports"]["redis"]) as store:
+        assert store.keys(f"*{version}*") == []
     staging = server.repository / ".staging"
     assert not [path for path in staging.glob("*") if path.suffix != ".lock"]
