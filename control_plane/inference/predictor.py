@@ -5,11 +5,9 @@ Everything but HTTP. Makes no trip to Redis.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-import numpy as np
-
-from control_plane.errors import DeadlineExceeded, ModelNotReady, UnknownExperiment, UnknownVersion
+from control_plane.errors import UnknownExperiment, UnknownVersion
 from control_plane.inference.accounts import UNKNOWN, Failures
 from control_plane.inference.answers import PredictAnswer, timestamp_now
 from control_plane.inference.dispatcher import Infer
@@ -18,17 +16,14 @@ from control_plane.inference.open_inference import InferRequest
 from control_plane.inference.open_inference_answers import TensorAnswer
 from control_plane.inference.open_inference_names import find_fresh_model, type_of
 from control_plane.inference.open_inference_tensors import plan_tensors
-from control_plane.inference.plans import Plan
 from control_plane.inference.requests import AnyPredictRequest
-from control_plane.inference.served import ServedModel, ServedModels
-from control_plane.inference.tensors import Array
+from control_plane.inference.runner import PlanRunner
+from control_plane.inference.served import ServedModels
 from control_plane.models.cache import ModelCache
-from control_plane.models.registry import ModelRegistry, ModelVersion
+from control_plane.models.registry import ModelRegistry
 from control_plane.settings import Settings
 
 NO_EXPERIMENT = "none"
-_FIRST_PAUSE_S = 0.02
-_LONGEST_PAUSE_S = 1.0
 _SWEEP_S = 30.0
 
 
@@ -53,7 +48,7 @@ class Predictor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
-        self._cache = cache
+        self._runner = PlanRunner(cache, clock=clock)
         self._settings = settings
         self._clock = clock
         self._failures = Failures(clock=clock)
@@ -99,13 +94,13 @@ class Predictor:
             model_type, version = model.model_type, model.version
             served = self._served.of(model)
             plan = served.kind.plan(request, max_rows=self._settings.limits.max_rows)
-            outputs = await self._run(
+            outputs = await self._runner.run(
                 model,
                 served,
                 plan,
-                request.batch_size,
-                self._deadline(request, received),
-                priority or request.priority,
+                batch_size=request.batch_size,
+                deadline=self._deadline(request, received),
+                priority=priority or request.priority,
             )
             meaning = served.kind.interpret(request, outputs)
         except asyncio.CancelledError:
@@ -150,7 +145,14 @@ class Predictor:
             timeout_s = (
                 self._settings.api.request_timeout_s if request.timeout_s is None else request.timeout_s
             )
-            outputs = await self._run(model, served, plan, plan.rows, received + timeout_s, request.priority)
+            outputs = await self._runner.run(
+                model,
+                served,
+                plan,
+                batch_size=plan.rows,
+                deadline=received + timeout_s,
+                priority=request.priority,
+            )
         except asyncio.CancelledError:
             self._failures.cancelled(model_type=model_type, version=version)
             raise
@@ -186,91 +188,6 @@ class Predictor:
         if request.timeout_ms is None:
             return received + self._settings.api.request_timeout_s
         return received + request.timeout_ms / 1000
-
-    async def _run(
-        self,
-        model: ModelVersion,
-        served: ServedModel,
-        plan: Plan,
-        batch_size: int,
-        deadline: float,
-        priority: int,
-    ) -> Mapping[str, Array]:
-        """Runs the plan on a loaded version; loads it where it isn't, again where Triton has lost it."""
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            if not self._cache.try_use(model):
-                await self._cache.ensure_loaded(model, deadline=deadline)
-                if not self._cache.try_use(model):
-                    pause_s = await self._pause(pause_s, deadline)
-                    continue
-            try:
-                return await self._dispatch(served, plan, batch_size, deadline, priority)
-            except ModelNotReady:
-                self._cache.report_lost(model)
-                if self._clock() + pause_s >= deadline:
-                    raise
-            finally:
-                self._cache.done(model)
-            pause_s = await self._pause(pause_s, deadline)
-
-    async def _pause(self, pause_s: float, deadline: float) -> float:
-        """Lets go for a moment, and gives the next pause."""
-        if self._clock() + pause_s >= deadline:
-            raise DeadlineExceeded(
-                "The model could not be kept loaded until the request's deadline.",
-                remedy="Raise timeout_ms or model_cache.max_models: other versions displace this one.",
-            )
-        await asyncio.sleep(pause_s)
-        return min(pause_s * 2, _LONGEST_PAUSE_S)
-
-    async def _dispatch(
-        self, served: ServedModel, plan: Plan, batch_size: int, deadline: float, priority: int
-    ) -> Mapping[str, Array]:
-        dispatcher = served.dispatcher
-        most = min(batch_size, dispatcher.limits.max_rows)
-        if plan.rows <= most:
-            return await dispatcher.submit(
-                plan.inputs, plan.outputs, lane=plan.lane, deadline=deadline, priority=priority
-            )
-        return await self._dispatch_slices(served, plan, most, deadline, priority)
-
-    @staticmethod
-    async def _dispatch_slices(
-        served: ServedModel, plan: Plan, most: int, deadline: float, priority: int
-    ) -> Mapping[str, Array]:
-        """Sends a large request in slices of `most` rows, only as many at once as there are calls, so that it leaves
-        the others their turn. Once its first slice is let in, the queue's bound doesn't hold for the rest.
-        """
-        starts = range(0, plan.rows, most)
-        parts: list[Mapping[str, Array]] = [{}] * len(starts)
-        positions = iter(range(len(starts)))
-        group = object()
-
-        async def send_in_turn() -> None:
-            for position in positions:
-                rows = slice(starts[position], starts[position] + most)
-                parts[position] = await served.dispatcher.submit(
-                    {name: array[rows] for name, array in plan.inputs.items()},
-                    plan.outputs,
-                    lane=plan.lane,
-                    deadline=deadline,
-                    priority=priority,
-                    group=group,
-                    is_admitted=position > 0,
-                )
-
-        senders = [
-            asyncio.create_task(send_in_turn())
-            for _ in range(min(len(starts), served.dispatcher.limits.calls_in_flight))
-        ]
-        try:
-            await asyncio.gather(*senders)
-        finally:
-            for sender in senders:
-                sender.cancel()
-            await asyncio.gather(*senders, return_exceptions=True)
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _unknown_experiment(experiment_id: str) -> UnknownExperiment:

@@ -1,12 +1,16 @@
 """The model card: `model.json` beside each version's config.pbtxt, written by the exporters.
 
-Read-only here. Unknown keys are ignored, so that a newer exporter can add some.
+Unknown keys are ignored, so that a newer exporter can add some. The one section that is the control plane's own is
+`serving`; `change_serving` writes it.
 """
 
+import os
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 
 class CardTensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +35,47 @@ class CardMCDropout(msgspec.Struct, frozen=True, kw_only=True):
 
     samples: int
     seed: int
+
+
+class ResponseCacheOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Keeps a version's outputs for identical inputs, in each worker's memory."""
+
+    ttl_s: Annotated[float, Meta(gt=0, le=86_400)]
+    """How long kept outputs answer, in seconds."""
+    max_bytes: Annotated[int, Meta(ge=1024)] = 64 * 1024 * 1024
+    """Most memory of one worker for them, in bytes."""
+    stale_for_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    """How long after `ttl_s` they may still answer an overloaded request that degrades, in seconds."""
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True):
+    """What `tune` measured and chose for the dispatcher."""
+
+    rows_per_call: Annotated[int, Meta(ge=1)]
+    """Most rows of one call."""
+    calls_in_flight: Annotated[int, Meta(ge=1, le=64)]
+    """Most calls to Triton at once."""
+    objective_p95_ms: float
+    """The latency objective that was asked for, in milliseconds."""
+    p95_ms: float
+    """P95 of a call at the chosen size, in milliseconds."""
+    rows_per_s: float
+    """Throughput at the chosen size."""
+    measured_at: str
+    """RFC 3339, UTC."""
+
+
+class ServingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the control plane serves the version; changeable while it serves."""
+
+    on_overload: Literal["reject", "degrade"] = "reject"
+    """What happens to a request that can't finish in time and says nothing itself."""
+    fallback: str | None = None
+    """A cheaper version of the same type, kept loaded with this one, that answers for it under overload."""
+    response_cache: ResponseCacheOptions | None = None
+    """None: off."""
+    tuning: Tuning | None = None
+    """None: never tuned."""
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +107,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     verification: dict[str, Any]
     versions: dict[str, Any]
     warnings: tuple[str, ...]
+    serving: ServingOptions = ServingOptions()
 
     @property
     def output_names(self) -> frozenset[str]:
@@ -80,3 +126,27 @@ def read_card(folder: Path) -> ModelCard:
         msgspec.MsgspecError: the card isn't one (not JSON, a key missing, a wrong type).
     """
     return _decoder.decode((folder / "model.json").read_bytes())
+
+
+def change_serving(folder: Path, serving: ServingOptions) -> None:
+    """Writes `serving` into `folder/model.json`: whole or not at all; every other key stays as it is.
+
+    The caller holds the version's lock. Every worker reads the card again at its next look at the repository.
+
+    Raises:
+        FileNotFoundError: there is no card.
+        OSError: the folder isn't writable, or the disk is full.
+    """
+    path = folder / "model.json"
+    document = msgspec.json.decode(path.read_bytes())
+    document["serving"] = msgspec.to_builtins(serving)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".model.json.", delete=False) as file:
+        try:
+            file.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+            file.flush()
+            os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
