@@ -112,6 +112,8 @@ def _embedded_options(settings: Settings, config: Path | None, *, embedded: bool
             found |= {"REDIS_URL": endpoints.redis_url, "REDIS_HOST": "", "MODEL_SERVING__REDIS__HOST": ""}
         if endpoints.triton_grpc_url is not None:
             found["TRITON_GRPC_URL"] = endpoints.triton_grpc_url
+        if endpoints.triton_http_url is not None:
+            found["TRITON_HTTP_URL"] = endpoints.triton_http_url
         return found
 
     triton = TritonOptions(

@@ -7,13 +7,15 @@ from typing import Any
 from fastapi import FastAPI
 
 from control_plane import __version__
-from control_plane.api import docs, health, metrics, models, predict, v2, version
+from control_plane.api import docs, health, metrics, models, predict, serving, v2, version
 from control_plane.api.body_limit import BodyLimit
+from control_plane.api.direct import DirectRoutes, ServingApp
 from control_plane.api.draining import Draining
 from control_plane.api.middleware import RequestEnvelope
 from control_plane.api.problem import install_handlers
 from control_plane.api.resources import Resources
 from control_plane.background import background_tasks
+from control_plane.inference.dispatcher import Infer
 from control_plane.inference.predictor import Predictor
 from control_plane.models.aliases import Aliases
 from control_plane.models.cache import ModelCache
@@ -24,6 +26,7 @@ from control_plane.settings import Settings
 from control_plane.store.lock import Locks
 from control_plane.store.redis import open_store
 from control_plane.triton.client import connect
+from control_plane.triton.http_inference import connect_http
 
 API_PREFIX = "/api/v1"
 _DESCRIPTION = """\
@@ -42,7 +45,7 @@ def create_app(settings: Settings, *, draining: Draining | None = None) -> FastA
         async with open_resources(settings, draining) as resources:
             yield {"resources": resources}
 
-    app = FastAPI(
+    app = ServingApp(
         title="Model serving",
         version=__version__,
         description=_DESCRIPTION,
@@ -52,14 +55,20 @@ def create_app(settings: Settings, *, draining: Draining | None = None) -> FastA
     )
     install_handlers(app)
     app.router.routes.extend([*predict.routes(API_PREFIX), *v2.routes()])
-    for router in (models.router, health.router, metrics.router):
+    for router in (models.router, serving.router, health.router, metrics.router):
         app.include_router(router, prefix=API_PREFIX)
     app.include_router(metrics.root_router)
     app.include_router(version.router)
     docs.mount_docs(app)
     _describe(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
+    max_bytes = settings.limits.max_body_bytes
+    app.add_middleware(BodyLimit, max_bytes=max_bytes)
     app.add_middleware(RequestEnvelope, draining=draining)
+    direct = predict.handlers(API_PREFIX)
+    app.add_direct(
+        frozenset(direct),
+        RequestEnvelope(BodyLimit(DirectRoutes(direct), max_bytes=max_bytes), draining=draining),
+    )
     return app
 
 
@@ -68,6 +77,9 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
     """Opens everything in the order of dependency, and closes it in reverse."""
     async with AsyncExitStack() as stack:
         triton = await stack.enter_async_context(connect(_triton_url(settings)))
+        infer: Infer = triton.infer
+        if settings.triton.http_url is not None:
+            infer = (await stack.enter_async_context(connect_http(settings.triton.http_url))).infer
         redis = await stack.enter_async_context(open_store(settings.redis))
         aliases = Aliases(redis)
         registry = ModelRegistry(settings.triton.model_repository, aliases)
@@ -77,7 +89,7 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
         operations = ModelOperations(
             settings=settings, store=redis, triton=triton, registry=registry, aliases=aliases, cache=cache
         )
-        predictor = Predictor(registry=registry, cache=cache, infer=triton.infer, settings=settings)
+        predictor = Predictor(registry=registry, cache=cache, infer=infer, settings=settings)
         reconciler = Reconciler(
             settings=settings, triton=triton, registry=registry, aliases=aliases, cache=cache
         )

@@ -1,7 +1,7 @@
 """POST /predict and /predict/batch.
 
-Plain Starlette routes: the raw request in, bytes out. FastAPI's dependency solving and response models would cost more
-than the rest of the handler; `describe` puts both routes into the OpenAPI document.
+The raw request in, bytes out, past FastAPI's routing (`direct.py`). Dependency solving and response models would cost
+more than the rest of the handler; `describe` puts both routes into the OpenAPI document.
 """
 
 import time
@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from control_plane.api.body import media_type_of, read_body, read_json_body, unless_client_leaves
+from control_plane.api.direct import Handler
 from control_plane.api.problem import problem_document
 from control_plane.api.resources import request_id_of, resources_of
 from control_plane.api.schemas.predict import describe_paths
@@ -75,11 +76,16 @@ async def predict_many(request: Request) -> Response:
     return Response(to_json(_batch_document(answer, instance=request.url.path)), media_type=_JSON)
 
 
+def handlers(prefix: str = "/api/v1") -> dict[str, Handler]:
+    """The handlers by path, for `direct.py`."""
+    return {f"{prefix}/predict": predict, f"{prefix}/predict/batch": predict_many}
+
+
 def routes(prefix: str = "/api/v1") -> list[Route]:
-    """The routes, for `app.router.routes`: before all others, since they are the most used."""
+    """The routes, for `app.router.routes`: so that other methods are refused as everywhere."""
     return [
-        Route(f"{prefix}/predict", predict, methods=["POST"], include_in_schema=False),
-        Route(f"{prefix}/predict/batch", predict_many, methods=["POST"], include_in_schema=False),
+        Route(path, handler, methods=["POST"], include_in_schema=False)
+        for path, handler in handlers(prefix).items()
     ]
 
 

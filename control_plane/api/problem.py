@@ -89,6 +89,11 @@ def _detail(error: ServingError) -> str:
 
 async def _on_serving_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServingError)  # noqa: S101  registered for this class only
+    return serving_error_response(request, error)
+
+
+def serving_error_response(request: Request, error: ServingError) -> Response:
+    """The answer for one of our errors that a handler raised."""
     # Only for debugging: who raises an error that operators must see has logged it, once.
     log.debug("request_refused", path=request.url.path, error=type(error).__name__, detail=error.detail)
     return problem_response(error, request_id=request.state.request_id, instance=request.url.path)

@@ -21,6 +21,7 @@ from control_plane.errors import (
     ShuttingDown,
     TritonUnavailable,
 )
+from control_plane.inference.merged import MergedOutputs, OutputRows
 from control_plane.inference.queue import Entry, RequestQueue
 from control_plane.inference.tensors import Array
 from control_plane.telemetry import metrics
@@ -359,12 +360,14 @@ def _hand_out(entries: list[_Entry], outputs: Tensors) -> None:
             expected=f"{rows} rows",
             got=f"shape {outputs[short].shape}",
         )
+    if len(entries) == 1:
+        if not entries[0].payload.answer.done():
+            entries[0].payload.answer.set_result(outputs)
+        return
+    merged = MergedOutputs(outputs)
     start = 0
     for entry in entries:
         end = start + entry.rows
         if not entry.payload.answer.done():
-            own = (
-                outputs if len(entries) == 1 else {name: array[start:end] for name, array in outputs.items()}
-            )
-            entry.payload.answer.set_result(own)
+            entry.payload.answer.set_result(OutputRows(merged, slice(start, end)))
         start = end

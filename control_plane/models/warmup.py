@@ -13,7 +13,8 @@ from control_plane.models.cache import ModelCache
 from control_plane.models.card import CardTensor, ModelCard
 from control_plane.models.registry import ModelRegistry, ModelVersion
 from control_plane.settings import Settings
-from control_plane.triton.client import Array, TritonClient, dtype_of
+from control_plane.triton.client import TritonClient
+from control_plane.triton.datatypes import Array, dtype_of
 
 _AT_ONCE = 2
 

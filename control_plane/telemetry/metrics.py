@@ -4,7 +4,15 @@ Labels are bounded: model type, version, outcome, route template. With several w
 PROMETHEUS_MULTIPROC_DIR, and a scrape of any worker gives the sum of all.
 """
 
-from prometheus_client import Counter, Gauge, Histogram
+import os
+
+from prometheus_client import Counter, Gauge, Histogram, values
+
+if values.ValueClass is not values.MutexValue:
+    # Several workers share files named by process. The client asks for the process at each count, fifteen times a
+    # prediction, in case it forked; a worker doesn't.
+    _PROCESS = os.getpid()
+    values.ValueClass = values.MultiProcessValue(lambda: _PROCESS)  # type: ignore[no-untyped-call]
 
 LATENCY_BUCKETS_S = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -51,6 +59,19 @@ MODEL_LOAD_SECONDS = Histogram(
 )  # fmt: skip
 RECONCILIATIONS = Counter(
     "model_reconciliations_total", "Differences between Triton's index and Redis that were mended.", ["kind"]
+)
+
+RESPONSE_CACHE_HITS = Counter(
+    "response_cache_hits_total", "Predictions answered from a version's response cache.", ["model"]
+)
+RESPONSE_CACHE_MISSES = Counter(
+    "response_cache_misses_total", "Predictions that a version's response cache had no answer for.", ["model"]
+)
+RESPONSE_CACHE_EVICTIONS = Counter(
+    "response_cache_evictions_total", "Kept answers that made room for others.", ["model"]
+)
+RESPONSE_CACHE_BYTES = Gauge(
+    "response_cache_bytes", "Memory of the kept answers.", ["model"], multiprocess_mode="livesum"
 )
 
 DISPATCHER_QUEUE_DEPTH = Gauge(

@@ -1,8 +1,8 @@
 """Triton's gRPC service, as coroutines: inference, health, and the model repository API.
 
-Builds the protobuf messages itself, since `tritonclient`'s wrapper classes cost more than the call on small
-tensors; the messages and the stub are tritonclient's. Every call has a deadline. Foreign errors leave this module as
-`control_plane.errors` only.
+Inference goes by HTTP where that is open (`http_inference.py`), which costs less. Builds the protobuf messages itself,
+since `tritonclient`'s wrapper classes cost more than the call on small tensors; the messages and the stub are
+tritonclient's. Every call has a deadline. Foreign errors leave this module as `control_plane.errors` only.
 
 Source: https://github.com/kserve/open-inference-protocol (inference, health) and Triton's
 `protocol/extension_model_repository.md` (index, load, unload).
@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from control_plane.errors import (
@@ -28,6 +27,8 @@ from control_plane.errors import (
     ModelNotReady,
     TritonUnavailable,
 )
+from control_plane.triton.datatypes import DATATYPES, DTYPES, Array
+from control_plane.triton.translation import is_not_ready, late, refusal, unreachable
 
 _MAX_MESSAGE_BYTES = 512 * 1024 * 1024
 _CHANNEL_OPTIONS = (
@@ -39,40 +40,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
-_DTYPES: dict[str, npt.DTypeLike] = {
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "FP16": np.float16,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "BOOL": np.bool_,
-}
-_DATATYPES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 _RAW_INPUT_CONTENTS = bytes(
     [service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2]
 )
-
-Array = npt.NDArray[Any]
-
-
-def dtype_of(datatype: str) -> np.dtype[Any]:
-    """numpy's type for one of Triton's names (`FP32`).
-
-    Raises:
-        InvalidInput: it has none that travels as raw bytes.
-    """
-    if datatype not in _DTYPES:
-        raise InvalidInput(
-            f"Tensors of type {datatype} aren't supported.", expected=", ".join(_DTYPES), got=datatype
-        )
-    return np.dtype(_DTYPES[datatype])
 
 
 def infer_message(model: str, inputs: Mapping[str, Array], outputs: tuple[str, ...]) -> bytes:
@@ -103,7 +74,7 @@ def _infer_head(
     request = service_pb2.ModelInferRequest(
         model_name=model,
         inputs=[
-            service_pb2.ModelInferRequest.InferInputTensor(name=name, datatype=_DATATYPES[dtype], shape=shape)
+            service_pb2.ModelInferRequest.InferInputTensor(name=name, datatype=DATATYPES[dtype], shape=shape)
             for name, dtype, shape in inputs
         ],
         outputs=[service_pb2.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in outputs],
@@ -167,7 +138,7 @@ class TritonClient:
         with _translated(model):
             response = await self._infer(request, timeout=timeout_s)
         return {
-            tensor.name: np.frombuffer(raw, dtype=_DTYPES[tensor.datatype]).reshape(tuple(tensor.shape))
+            tensor.name: np.frombuffer(raw, dtype=DTYPES[tensor.datatype]).reshape(tuple(tensor.shape))
             for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
         }
 
@@ -233,18 +204,6 @@ async def connect(url: str) -> AsyncIterator[TritonClient]:
         yield TritonClient(channel, url)
 
 
-_NOT_READY_PHRASES = (
-    "is not ready",
-    "is not found",
-    "is not available",
-    "no version is available",
-    "has no available versions",
-    "unloaded",
-    "is unavailable",
-    "stub process",
-)
-
-
 @contextmanager
 def _translated(subject: str) -> Iterator[None]:
     """Turns gRPC's errors about `subject` into ours."""
@@ -266,16 +225,10 @@ def _reason(error: BaseException) -> str:
 def _translate(error: grpc.aio.AioRpcError, subject: str) -> Exception:
     code = error.code()
     text = cast("str", error.details()) or code.name
-    if any(phrase in text.lower() for phrase in _NOT_READY_PHRASES):
-        return ModelNotReady(
-            f"Triton doesn't hold {subject}: {text}", remedy="Load it, or try again shortly."
-        )
+    if is_not_ready(text):
+        return refusal(subject, text, is_invalid=False)
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(f"Triton did not answer for {subject} in time.")
+        return late(subject)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        return TritonUnavailable(
-            "Triton is not reachable.", remedy="Try again after Retry-After; /api/v1/health shows its state."
-        )
-    if code == grpc.StatusCode.INVALID_ARGUMENT:
-        return InvalidInput(f"Triton refused the request for {subject}: {text}")
-    return InferenceFailed(f"Triton failed on {subject}: {text}")
+        return unreachable()
+    return refusal(subject, text, is_invalid=code == grpc.StatusCode.INVALID_ARGUMENT)

@@ -26,7 +26,11 @@ def serve(
     @asynccontextmanager
     async def serving(**sections: Any) -> AsyncIterator[httpx.AsyncClient]:
         settings = Settings(
-            triton={"grpc_url": triton_server.grpc_url, "model_repository": model_repository},
+            triton={
+                "grpc_url": triton_server.grpc_url,
+                "http_url": triton_server.http_url,
+                "model_repository": model_repository,
+            },
             redis={"url": redis_server.url, "key_prefix": redis_key_prefix},
             **sections,
         )

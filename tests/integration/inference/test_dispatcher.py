@@ -15,6 +15,7 @@ from control_plane.embedded.triton import TritonServer
 from control_plane.errors import InferenceFailed, ModelNotReady, QueueFull
 from control_plane.inference.dispatcher import Dispatcher, DispatcherLimits
 from control_plane.triton.client import TritonClient, connect
+from control_plane.triton.http_inference import HttpInference, connect_http
 from tests.integration.inference.graphs import TABLE, write_lookup_model
 from tests.support.repository import FEATURES, marker_of, write_identity_like_model
 
@@ -29,8 +30,8 @@ def fresh_type() -> str:
 class Recorder:
     """Passes calls on to Triton, and notes their rows."""
 
-    def __init__(self, client: TritonClient) -> None:
-        self._client = client
+    def __init__(self, inference: HttpInference) -> None:
+        self._inference = inference
         self.rows: list[int] = []
         self.in_flight = 0
 
@@ -38,7 +39,7 @@ class Recorder:
         self.rows.append(len(next(iter(inputs.values()))))
         self.in_flight += 1
         try:
-            return await self._client.infer(model, inputs, outputs, timeout_s=timeout_s)
+            return await self._inference.infer(model, inputs, outputs, timeout_s=timeout_s)
         finally:
             self.in_flight -= 1
 
@@ -49,9 +50,9 @@ async def dispatching(
 ) -> AsyncIterator[tuple[Dispatcher, Recorder, TritonClient]]:
     """A dispatcher of a loaded model."""
     bounds = {"max_rows": 64, "calls_in_flight": 2, "max_queue_size": 10_000} | limits
-    async with connect(server.grpc_url) as client:
+    async with connect(server.grpc_url) as client, connect_http(server.http_url) as inference:
         await client.load(model, timeout_s=60)
-        recorder = Recorder(client)
+        recorder = Recorder(inference)
         dispatcher = Dispatcher(model=model, infer=recorder.infer, limits=DispatcherLimits(**bounds))
         yield dispatcher, recorder, client
         await dispatcher.close()

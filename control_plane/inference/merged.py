@@ -1,0 +1,67 @@
+"""The outputs of a merged call, as each of its requests sees them: its own rows, and work that all can share."""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import TypeVar
+
+from control_plane.inference.tensors import Array
+
+Result = TypeVar("Result")
+
+
+class MergedOutputs:
+    """One call's outputs, for all its requests."""
+
+    __slots__ = ("_key", "_result", "tensors")
+
+    def __init__(self, tensors: Mapping[str, Array]) -> None:
+        self.tensors = tensors
+        self._key: Hashable | None = None
+        self._result: object = None
+
+    def shared(self, key: Hashable, evaluate: Callable[[Mapping[str, Array]], Result]) -> Result | None:
+        """`evaluate` of all rows, computed for the first caller and those who ask with an equal key; None for others.
+
+        So at most one evaluation of a call is over more rows than its caller's own.
+        """
+        if self._key is None:
+            self._key, self._result = key, evaluate(self.tensors)
+        return self._result if self._key == key else None  # type: ignore[return-value]  # one key, one type
+
+
+class OutputRows(Mapping[str, Array]):
+    """The rows of one request: views by Triton tensor name."""
+
+    __slots__ = ("merged", "rows")
+
+    def __init__(self, merged: MergedOutputs, rows: slice) -> None:
+        self.merged = merged
+        self.rows = rows
+
+    def __getitem__(self, name: str) -> Array:
+        return self.merged.tensors[name][self.rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.merged.tensors)
+
+    def __len__(self) -> int:
+        return len(self.merged.tensors)
+
+
+def evaluate_shared(
+    outputs: Mapping[str, Array], key: Hashable, evaluate: Callable[[Mapping[str, Array]], Result]
+) -> tuple[Result, slice]:
+    """Evaluates outputs, together with others of the same call where that is possible.
+
+    Args:
+        outputs: A request's outputs.
+        key: Equal for requests of one model whose evaluations are equal but for the rows.
+        evaluate: Pure, and row by row.
+
+    Returns:
+        The result, and which of its rows are the request's.
+    """
+    if isinstance(outputs, OutputRows):
+        result = outputs.merged.shared(key, evaluate)
+        if result is not None:
+            return result, outputs.rows
+    return evaluate(outputs), slice(None)
