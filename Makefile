@@ -70,7 +70,7 @@ test-unit: setup ## pure tests, no sockets
 	HYPOTHESIS_PROFILE=$(HYPOTHESIS_PROFILE) $(PYTEST) -n $(PROCESSES) tests/unit
 
 test-integration: setup ## the real Triton and the real Redis
-	HYPOTHESIS_PROFILE=$(HYPOTHESIS_PROFILE) $(PYTEST) tests/integration
+	HYPOTHESIS_PROFILE=$(HYPOTHESIS_PROFILE) $(PYTEST) -n $(PROCESSES) --dist loadfile tests/integration
 
 test-e2e: setup ## the installed command, with faults; says what it skipped and why
 	HYPOTHESIS_PROFILE=$(HYPOTHESIS_PROFILE) $(PYTEST) tests/e2e

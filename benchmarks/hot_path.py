@@ -24,19 +24,18 @@ import numpy as np
 import pyarrow as pa
 import structlog
 import uvloop
-from fastapi import FastAPI
-from tritonclient.grpc import service_pb2
 
 from control_plane.api import predict
 from control_plane.api.body_limit import BodyLimit
+from control_plane.api.direct import DirectRoutes, ServingApp
 from control_plane.api.draining import Draining
 from control_plane.api.middleware import RequestEnvelope
-from control_plane.api.problem import install_handlers
 from control_plane.inference import uncertainty
 from control_plane.inference.answers import to_json
 from control_plane.inference.arrow import read_arrow, write_arrow
 from control_plane.inference.dispatcher import Dispatcher, DispatcherLimits
 from control_plane.inference.hybrid import HybridModel
+from control_plane.inference.merged import MergedOutputs, OutputRows
 from control_plane.inference.npy import read_npy
 from control_plane.inference.predictor import Predictor
 from control_plane.inference.query_options import request_of
@@ -44,7 +43,8 @@ from control_plane.inference.requests import decode_predict
 from control_plane.models.card import ModelCard
 from control_plane.models.registry import ModelVersion
 from control_plane.settings import Settings
-from control_plane.triton.client import infer_message
+from control_plane.triton.http_connection import Response
+from control_plane.triton.http_inference import infer_request, read_tensors
 
 CHANNELS, LENGTH, CLASSES, TARGETS, MEMBERS, SAMPLES = 50, 60, 3, 1, 5, 100
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -57,6 +57,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "ensemble_weights": (MEMBERS,),
     "attention_weights": (LENGTH,),
 }
+MERGED = 8
 REPEATS, SECONDS_EACH = 7, 0.15
 
 
@@ -121,6 +122,25 @@ def outputs_of(rows: int) -> dict[str, Any]:
     return arrays
 
 
+def response_of(outputs: Mapping[str, Any]) -> Response:
+    """Triton's response with these outputs, by the binary tensor extension."""
+    head = msgspec.json.encode(
+        {
+            "outputs": [
+                {
+                    "name": name,
+                    "datatype": "FP32",
+                    "shape": array.shape,
+                    "parameters": {"binary_data_size": array.nbytes},
+                }
+                for name, array in outputs.items()
+            ]
+        }
+    )
+    data = b"".join(array.tobytes() for array in outputs.values())
+    return Response(200, {b"inference-header-content-length": str(len(head)).encode()}, head + data)
+
+
 QUERY = b"model_type=cnn_lstm_hybrid"
 
 
@@ -141,11 +161,10 @@ def write_stream(window: Any) -> bytes:
 def application(predictor: Any, body: bytes) -> Callable[[], Awaitable[None]]:
     """One request through the middleware, the routing and the handler, over bare ASGI."""
     settings = Settings()
-    app = FastAPI()
-    install_handlers(app)
-    app.router.routes.extend(predict.routes())
-    app.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes)
-    app.add_middleware(RequestEnvelope, draining=Draining())
+    app = ServingApp()
+    direct = predict.handlers()
+    limited = BodyLimit(DirectRoutes(direct), max_bytes=settings.limits.max_body_bytes)
+    app.add_direct(frozenset(direct), RequestEnvelope(limited, draining=Draining()))
     state = {"resources": SimpleNamespace(settings=settings, predictor=predictor)}
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
 
@@ -206,14 +225,8 @@ async def measure(rows: int, *, profile: bool) -> None:
     np.save(file, window.astype(np.float32), allow_pickle=False)
     npy = file.getvalue()
     arrow = write_stream(window.astype(np.float32))
-    response = service_pb2.ModelInferResponse(
-        outputs=[
-            service_pb2.ModelInferResponse.InferOutputTensor(name=name, datatype="FP32", shape=value.shape)
-            for name, value in outputs.items()
-        ],
-        raw_output_contents=[value.tobytes() for value in outputs.values()],
-    )
-    response_bytes = response.SerializeToString()
+    response = response_of(outputs)
+    together = outputs_of(rows * MERGED)
 
     async def infer(
         model: str, inputs: Mapping[str, Any], names: Sequence[str], *, timeout_s: float
@@ -231,14 +244,12 @@ async def measure(rows: int, *, profile: bool) -> None:
     answer = await predictor.predict(request, received=time.monotonic())
 
     def build() -> bytes:
-        return infer_message("cnn_lstm_hybrid-v1.0", plan.inputs, plan.outputs)
+        return infer_request("127.0.0.1:8000", "cnn_lstm_hybrid-v1.0", plan.inputs, plan.outputs)
 
-    def read() -> dict[str, Any]:
-        parsed = service_pb2.ModelInferResponse.FromString(response_bytes)
-        return {
-            tensor.name: np.frombuffer(raw, dtype=np.float32).reshape(tuple(tensor.shape))
-            for tensor, raw in zip(parsed.outputs, parsed.raw_output_contents, strict=True)
-        }
+    def interpret_merged() -> None:
+        merged = MergedOutputs(together)
+        for member in range(MERGED):
+            kind.interpret(request, OutputRows(merged, slice(member * rows, (member + 1) * rows)))
 
     async def whole() -> bytes:
         received = time.monotonic()
@@ -258,8 +269,8 @@ async def measure(rows: int, *, profile: bool) -> None:
                 )
             ),
         ),
-        ("build the gRPC request", per_call_us(build)),
-        ("read the gRPC response", per_call_us(read)),
+        ("build the request to Triton", per_call_us(build)),
+        ("read Triton's response", per_call_us(lambda: read_tensors(response))),
         ("uncertainty: entropies", per_call_us(lambda: uncertainty.split_entropy(outputs["mc_probs"]))),
         (
             "uncertainty: interval, deviation",
@@ -271,9 +282,10 @@ async def measure(rows: int, *, profile: bool) -> None:
             ),
         ),
         ("interpret, all of it", per_call_us(lambda: kind.interpret(request, outputs))),
+        (f"  a share, {MERGED} in the call", per_call_us(interpret_merged) / MERGED),
         ("write the JSON", per_call_us(lambda: to_json(answer))),
         ("  or Arrow", per_call_us(lambda: write_arrow(answer))),
-        ("bytes to bytes, without gRPC", await per_await_us(whole)),
+        ("bytes to bytes, without Triton", await per_await_us(whole)),
         ("the whole ASGI application", await per_await_us(application(predictor, body), 2000)),
     ]:
         print(f"  {name:36s} {figure:9.1f}")

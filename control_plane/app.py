@@ -11,6 +11,7 @@ from control_plane.api import docs, health, metrics, models, predict, serving, v
 from control_plane.api.body_limit import BodyLimit
 from control_plane.api.direct import DirectRoutes, ServingApp
 from control_plane.api.draining import Draining
+from control_plane.api.intake import Intake
 from control_plane.api.middleware import RequestEnvelope
 from control_plane.api.problem import install_handlers
 from control_plane.api.resources import Resources
@@ -118,6 +119,7 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
             operations=operations,
             predictor=predictor,
             draining=draining,
+            intake=Intake(max_waiting=settings.batch_processing.max_queue_size),
         )
 
 

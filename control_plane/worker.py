@@ -12,7 +12,7 @@ import structlog
 import uvicorn
 
 from control_plane.api.draining import Draining
-from control_plane.api.response_writes import JoinedWrites
+from control_plane.api.http_protocol import ServingProtocol
 from control_plane.app import create_app
 from control_plane.settings import Settings
 
@@ -101,7 +101,7 @@ def run_worker(settings: Settings, *, socket_fd: int | None) -> None:
         host=settings.api.host,
         port=settings.api.port,
         loop="uvloop",
-        http=JoinedWrites,
+        http=ServingProtocol,
         log_config=None,
         access_log=False,
         server_header=False,

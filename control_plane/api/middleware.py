@@ -5,6 +5,7 @@ Plain ASGI, since Starlette's BaseHTTPMiddleware costs a task and a queue for ev
 
 import inspect
 import re
+import time
 from functools import lru_cache
 
 import structlog
@@ -13,6 +14,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control_plane.api.draining import Draining
+from control_plane.api.intake import ARRIVAL
 from control_plane.api.problem import unexpected_response
 from control_plane.inference.identifiers import uuid7
 from control_plane.telemetry.metrics import HTTP_REQUESTS
@@ -38,6 +40,8 @@ class RequestEnvelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if (arrival := scope.get(ARRIVAL)) is not None:
+            arrival.intake.started(place=arrival.place, delay_s=time.monotonic() - arrival.at)
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from control_plane.api.body import media_type_of, read_body, read_json_body, unless_client_leaves
 from control_plane.api.direct import Handler
+from control_plane.api.intake import RECEIVED
 from control_plane.api.problem import problem_document
 from control_plane.api.resources import request_id_of, resources_of
 from control_plane.api.schemas.predict import describe_paths
@@ -39,7 +40,7 @@ async def predict(request: Request) -> Response:
         try:
             media_type = media_type_of(request, (ARROW_STREAM, NPY))
             body = await read_body(request)
-            received = time.monotonic()
+            received = request.scope.get(RECEIVED) or time.monotonic()
             prediction = _decode(body, media_type, request.scope["query_string"])
         except ServingError as error:
             predictor.refused(error, request_id=request_id)
@@ -62,7 +63,7 @@ async def predict_many(request: Request) -> Response:
     try:
         try:
             body = await read_json_body(request)
-            received = time.monotonic()
+            received = request.scope.get(RECEIVED) or time.monotonic()
             batch = decode_batch(body)
         except ServingError as error:
             predictor.refused(error, request_id=request_id_of(request))

@@ -6,6 +6,7 @@ from typing import cast
 from starlette.requests import HTTPConnection
 
 from control_plane.api.draining import Draining
+from control_plane.api.intake import Intake
 from control_plane.inference.predictor import Predictor
 from control_plane.models.cache import ModelCache
 from control_plane.models.operations import ModelOperations
@@ -27,6 +28,7 @@ class Resources:
     operations: ModelOperations
     predictor: Predictor
     draining: Draining
+    intake: Intake
 
 
 def resources_of(connection: HTTPConnection) -> Resources:
