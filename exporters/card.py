@@ -65,7 +65,7 @@ class CardVerification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """`model.json`, schema version 1. All keys are always written, null where they don't apply."""
+    """`model.json`, schema version 1. All keys but `serving` are always written, null where they don't apply."""
 
     schema_version: int
     model_type: str
@@ -93,6 +93,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     verification: CardVerification
     versions: dict[str, Any]
     warnings: tuple[str, ...]
+    serving: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    """The control plane's own section, which an export only hands on."""
 
     @property
     def artefact(self) -> str:

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from exporters.card import (
     ARTEFACTS,
     CARD_FILE,
@@ -154,7 +156,16 @@ def finish(request: ExportRequest, folder: Path, draft: Draft) -> Card:
         verification=draft.verification,
         versions={"python": platform.python_version(), **draft.versions},
         warnings=draft.warnings,
+        serving=_kept_serving(request),
     )
     (folder / CARD_FILE).write_bytes(encode_card(card))
     publish(Path(request.repository), folder, request.triton_model)
     return card
+
+
+def _kept_serving(request: ExportRequest) -> dict[str, Any] | msgspec.UnsetType:
+    """How the control plane serves the version that is replaced; but what `tune` measured was the old content."""
+    replaced = published_card(request)
+    if replaced is None or isinstance(replaced.serving, msgspec.UnsetType):
+        return msgspec.UNSET
+    return {name: value for name, value in replaced.serving.items() if name != "tuning"} or msgspec.UNSET

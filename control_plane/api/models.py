@@ -40,6 +40,7 @@ from control_plane.api.schemas.models import (
     WarmupBody,
     WarmupEntry,
 )
+from control_plane.api.schemas.serving import serving_answer
 from control_plane.models.aliases import AliasMove
 from control_plane.models.cache import ModelState
 from control_plane.models.card import CardTensor
@@ -55,7 +56,7 @@ _EVENT_STREAM = "text/event-stream"
 _QUIET_BEFORE_COMMENT = 10
 
 
-def _problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     """The error answers of an endpoint, for the OpenAPI document."""
     return {
         int(status): {
@@ -77,7 +78,7 @@ _INVALID = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
     response_model=LoadAnswer,
     responses={
         202: {"model": LoadAccepted, "description": "With `wait: false`: GET /models/jobs/{job_id} follows it"},
-        **_problems(
+        **problems(
             *_INVALID, HTTPStatus.FORBIDDEN, _MISSING, _CONFLICT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             HTTPStatus.INTERNAL_SERVER_ERROR, *_DOWN,
         ),
@@ -113,7 +114,7 @@ async def load_model(request: Request, body: LoadBody) -> Response:
 
 
 @router.post(
-    "/unload", response_model=MessageAnswer, responses=_problems(*_INVALID, _MISSING, _CONFLICT, *_DOWN)
+    "/unload", response_model=MessageAnswer, responses=problems(*_INVALID, _MISSING, _CONFLICT, *_DOWN)
 )
 async def unload_model(request: Request, body: VersionBody) -> MessageAnswer:
     """Unloads a version once its requests in flight are done. It stays registered: a prediction loads it again."""
@@ -149,7 +150,7 @@ async def list_types(request: Request) -> TypesAnswer:
 
 
 @router.get(
-    "/cache/stats", response_model=CacheStatsAnswer, responses=_problems(HTTPStatus.SERVICE_UNAVAILABLE)
+    "/cache/stats", response_model=CacheStatsAnswer, responses=problems(HTTPStatus.SERVICE_UNAVAILABLE)
 )
 async def cache_stats(request: Request) -> CacheStatsAnswer:
     """What is loaded, and the cache's counters, over all workers."""
@@ -172,7 +173,7 @@ async def cache_stats(request: Request) -> CacheStatsAnswer:
     )
 
 
-@router.post("/warmup", response_model=WarmupAnswer, responses=_problems(*_INVALID))
+@router.post("/warmup", response_model=WarmupAnswer, responses=problems(*_INVALID))
 async def warm_up(request: Request, body: WarmupBody | list[VersionBody]) -> WarmupAnswer:
     """Loads versions ahead and runs one inference of zeros on each."""
     targets = body.models if isinstance(body, WarmupBody) else body
@@ -192,7 +193,7 @@ async def warm_up(request: Request, body: WarmupBody | list[VersionBody]) -> War
             "description": "The job; with `Accept: text/event-stream` its states as events until it ends",
             "content": {_EVENT_STREAM: {"schema": {"type": "string"}}},
         },
-        **_problems(_MISSING, HTTPStatus.SERVICE_UNAVAILABLE),
+        **problems(_MISSING, HTTPStatus.SERVICE_UNAVAILABLE),
     },
 )
 async def job(request: Request, job_id: str) -> Response:
@@ -206,7 +207,7 @@ async def job(request: Request, job_id: str) -> Response:
     return JSONResponse(_job(state).model_dump(mode="json"))
 
 
-@router.get("/{model_type}/{version}", response_model=ModelDetail, responses=_problems(_MISSING))
+@router.get("/{model_type}/{version}", response_model=ModelDetail, responses=problems(_MISSING))
 async def get_model(request: Request, model_type: str, version: str) -> ModelDetail:
     """One version: model card, signature, state, use. `version` may be `latest` or an alias."""
     resources = resources_of(request)
@@ -220,16 +221,17 @@ async def get_model(request: Request, model_type: str, version: str) -> ModelDet
             outputs=[_tensor(tensor) for tensor in card.outputs],
             max_batch_size=card.max_batch_size,
         ),
+        serving=serving_answer(card.serving),
         card=msgspec.to_builtins(card),
         timestamp=_now(),
     )
 
 
 @router.delete(
-    "/{model_type}/{version}", response_model=MessageAnswer, responses=_problems(_MISSING, _CONFLICT, *_DOWN)
+    "/{model_type}/{version}", response_model=MessageAnswer, responses=problems(_MISSING, _CONFLICT, *_DOWN)
 )
 async def delete_model(request: Request, model_type: str, version: str) -> MessageAnswer:
-    """Unloads a version and removes its files. 409 while an alias or an active experiment names it."""
+    """Unloads a version and removes its files. 409 while an alias, another version or an active experiment needs it."""
     model = await resources_of(request).operations.delete(model_type, version)
     return _message(model, "is deleted")
 
@@ -237,7 +239,7 @@ async def delete_model(request: Request, model_type: str, version: str) -> Messa
 @router.put(
     "/{model_type}/aliases/{alias}",
     response_model=AliasAnswer,
-    responses=_problems(*_INVALID, _MISSING, HTTPStatus.SERVICE_UNAVAILABLE),
+    responses=problems(*_INVALID, _MISSING, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 async def put_alias(request: Request, model_type: str, alias: str, body: AliasBody) -> AliasAnswer:
     """Points an alias to a version, at once and for all workers. Pointing it back is the rollback."""
@@ -249,7 +251,7 @@ async def put_alias(request: Request, model_type: str, alias: str, body: AliasBo
 @router.delete(
     "/{model_type}/aliases/{alias}",
     response_model=AliasAnswer,
-    responses=_problems(_MISSING, HTTPStatus.SERVICE_UNAVAILABLE),
+    responses=problems(_MISSING, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 async def delete_alias(request: Request, model_type: str, alias: str) -> AliasAnswer:
     """Removes an alias; its history is kept."""

@@ -60,6 +60,8 @@ class Prediction:
     timestamp: datetime
     ab_test_group: str | None
     warnings: tuple[str, ...]
+    cached: bool = False
+    """Whether the model's outputs came from the version's response cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

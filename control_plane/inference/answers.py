@@ -27,6 +27,7 @@ class PredictAnswer:
     processing_time_ms: float
     timestamp: str
     ab_test_group: str | None
+    cached: bool = False
     warnings: tuple[str, ...]
 
 

@@ -91,6 +91,7 @@ def write_arrow(answer: PredictAnswer) -> bytes:
             "processing_time_ms",
             "timestamp",
             "ab_test_group",
+            "cached",
             "warnings",
         )
     }

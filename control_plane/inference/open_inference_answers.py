@@ -25,6 +25,7 @@ class TensorAnswer:
 
     model: ModelVersion
     outputs: Mapping[str, Array]
+    is_cached: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,8 @@ def encode_infer(request: InferRequest, answer: TensorAnswer) -> EncodedAnswer:
     document: dict[str, Any] = {"model_name": request.name, "model_version": answer.model.version}
     if request.id is not None:
         document["id"] = request.id
+    if answer.is_cached:
+        document["parameters"] = {"cached": True}
     document["outputs"] = outputs
     text = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if not parts:

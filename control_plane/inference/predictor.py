@@ -5,7 +5,7 @@ Everything but HTTP. Makes no trip to Redis.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from control_plane.errors import UnknownExperiment, UnknownVersion
 from control_plane.inference.accounts import UNKNOWN, Failures
@@ -16,11 +16,13 @@ from control_plane.inference.open_inference import InferRequest
 from control_plane.inference.open_inference_answers import TensorAnswer
 from control_plane.inference.open_inference_names import find_fresh_model, type_of
 from control_plane.inference.open_inference_tensors import plan_tensors
+from control_plane.inference.plans import Plan
 from control_plane.inference.requests import AnyPredictRequest
 from control_plane.inference.runner import PlanRunner
-from control_plane.inference.served import ServedModels
+from control_plane.inference.served import ServedModel, ServedModels
+from control_plane.inference.tensors import Array
 from control_plane.models.cache import ModelCache
-from control_plane.models.registry import ModelRegistry
+from control_plane.models.registry import ModelRegistry, ModelVersion
 from control_plane.settings import Settings
 
 NO_EXPERIMENT = "none"
@@ -55,7 +57,7 @@ class Predictor:
         self._served = ServedModels(
             infer=infer,
             settings=settings,
-            is_registered=lambda key: registry.get(key) is not None,
+            registered=registry.get,
             clock=clock,
         )
 
@@ -94,7 +96,7 @@ class Predictor:
             model_type, version = model.model_type, model.version
             served = self._served.of(model)
             plan = served.kind.plan(request, max_rows=self._settings.limits.max_rows)
-            outputs = await self._runner.run(
+            outputs, is_cached = await self._outputs(
                 model,
                 served,
                 plan,
@@ -121,6 +123,7 @@ class Predictor:
             processing_time_ms=round(latency_s * 1000, 3),
             timestamp=timestamp_now(),
             ab_test_group=None,
+            cached=is_cached,
             warnings=plan.warnings + meaning.warnings,
         )
 
@@ -145,7 +148,7 @@ class Predictor:
             timeout_s = (
                 self._settings.api.request_timeout_s if request.timeout_s is None else request.timeout_s
             )
-            outputs = await self._runner.run(
+            outputs, is_cached = await self._outputs(
                 model,
                 served,
                 plan,
@@ -160,7 +163,7 @@ class Predictor:
             self._failures.failed(error, model_type=model_type, version=version, request_id=request_id)
             raise
         served.accounts.answered(rows=plan.rows, latency_s=self._clock() - received)
-        return TensorAnswer(model=model, outputs=outputs)
+        return TensorAnswer(model=model, outputs=outputs, is_cached=is_cached)
 
     def refused(self, error: Exception, *, request_id: str | None) -> None:
         """Counts and logs a request that was refused before its model was known."""
@@ -171,7 +174,7 @@ class Predictor:
         return {"queues": self._served.figures()}
 
     def forget_unregistered(self) -> None:
-        """Drops idle dispatchers of versions that are no longer registered."""
+        """Drops idle dispatchers of versions that are no longer registered, and kept outputs that have expired."""
         self._served.forget_unregistered()
 
     async def run_sweeper(self) -> None:
@@ -183,6 +186,31 @@ class Predictor:
     async def close(self, *, timeout_s: float) -> None:
         """Refuses new requests and waits for those in flight."""
         await self._served.close(timeout_s=timeout_s)
+
+    async def _outputs(
+        self,
+        model: ModelVersion,
+        served: ServedModel,
+        plan: Plan,
+        *,
+        batch_size: int,
+        deadline: float,
+        priority: int,
+    ) -> tuple[Mapping[str, Array], bool]:
+        """The plan's outputs, and whether they come from the version's response cache: it need not be loaded then."""
+        if (responses := served.responses) is None:
+            run = self._runner.run
+            return await run(
+                model, served, plan, batch_size=batch_size, deadline=deadline, priority=priority
+            ), False
+        key = await responses.key_of(plan)
+        if (kept := responses.get(key)) is not None:
+            return kept.arrays, True
+        outputs = await self._runner.run(
+            model, served, plan, batch_size=batch_size, deadline=deadline, priority=priority
+        )
+        responses.put(key, outputs)
+        return outputs, False
 
     def _deadline(self, request: AnyPredictRequest, received: float) -> float:
         if request.timeout_ms is None:

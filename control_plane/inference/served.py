@@ -1,6 +1,7 @@
 """The versions that this worker serves: for each its kind, its dispatcher and its accounts, made on first use."""
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from control_plane.inference.hybrid import HybridModel
 from control_plane.inference.plans import Kind
 from control_plane.inference.ready_made import ReadyMadeModel
 from control_plane.inference.requests import HYBRID, RL_ENSEMBLE
+from control_plane.inference.response_cache import ResponseCache
 from control_plane.inference.rl_ensemble import RLEnsembleModel
 from control_plane.models.card import ModelCard
 from control_plane.models.registry import ModelVersion
@@ -27,6 +29,8 @@ class ServedModel:
     kind: Kind
     dispatcher: Dispatcher
     accounts: ModelAccounts
+    responses: ResponseCache | None
+    """None: the version keeps none. It goes with the card."""
 
 
 class ServedModels:
@@ -35,7 +39,7 @@ class ServedModels:
     Args:
         infer: Makes one call to Triton.
         settings: For the dispatchers' limits.
-        is_registered: Whether a Triton model is still registered; the dispatchers of others go once they are idle.
+        registered: The version of a Triton name; the dispatchers of those that are gone go once they are idle.
         clock: Monotonic time in seconds.
     """
 
@@ -44,16 +48,17 @@ class ServedModels:
         *,
         infer: Infer,
         settings: Settings,
-        is_registered: Callable[[str], bool],
+        registered: Callable[[str], ModelVersion | None],
         clock: Callable[[], float],
     ) -> None:
         self._infer = infer
         self._settings = settings
-        self._is_registered = is_registered
+        self._registered = registered
         self._clock = clock
         self._served: dict[str, ServedModel] = {}
         self._retired: list[Dispatcher] = []
         self._is_closed = False
+        self._secret = secrets.token_bytes(32)
 
     def of(self, model: ModelVersion) -> ServedModel:
         """The served model of a version; made anew when its card has changed.
@@ -69,9 +74,14 @@ class ServedModels:
         return served
 
     def forget_unregistered(self) -> None:
-        """Drops idle dispatchers of versions that are no longer registered."""
+        """Drops idle dispatchers of versions that are no longer registered, and kept outputs that have expired."""
         for key, served in list(self._served.items()):
-            if served.dispatcher.is_idle and not self._is_registered(key):
+            model = self._registered(key)
+            if model is None or model.card is not served.card:
+                _forget_responses(served)
+            elif served.responses is not None:
+                served.responses.sweep()
+            if model is None and served.dispatcher.is_idle:
                 del self._served[key]
         self._retired = [dispatcher for dispatcher in self._retired if not dispatcher.is_idle]
 
@@ -90,6 +100,8 @@ class ServedModels:
 
     def _serve(self, model: ModelVersion, known: ServedModel | None) -> ServedModel:
         self.forget_unregistered()
+        if known is not None:
+            _forget_responses(known)
         limits = limits_of(model.card, self._settings)
         if known is not None and known.dispatcher.limits == limits:
             dispatcher = known.dispatcher
@@ -102,7 +114,19 @@ class ServedModels:
             kind=KINDS.get(model.model_type, ReadyMadeModel)(model.card),
             dispatcher=dispatcher,
             accounts=ModelAccounts(model.model_type, model.version),
+            responses=self._responses(model),
         )
+
+    def _responses(self, model: ModelVersion) -> ResponseCache | None:
+        options = model.card.serving.response_cache
+        if options is None:
+            return None
+        return ResponseCache(options, model=model.key, secret=self._secret, clock=self._clock)
+
+
+def _forget_responses(served: ServedModel) -> None:
+    if served.responses is not None:
+        served.responses.close()
 
 
 def limits_of(card: ModelCard, settings: Settings) -> DispatcherLimits:

@@ -1,4 +1,4 @@
-"""What operators do with models: load, unload, delete, warm up, and move aliases.
+"""What operators do with models: load, unload, delete, warm up, say how they are served, and move aliases.
 
 A load with a file runs the exporter, publishes the version to all workers, and brings it into Triton. Every load is a
 job of its own task: whoever waits for it may leave without harm to it.
@@ -11,13 +11,16 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
 import structlog
 
 from control_plane.errors import (
+    FieldError,
     InvalidInput,
     ModelInUse,
     ModelLoadFailed,
     RedisUnavailable,
+    ServiceUnavailable,
     ServingError,
     ShuttingDown,
     UnknownModel,
@@ -26,11 +29,13 @@ from control_plane.errors import (
 from control_plane.models import files
 from control_plane.models.aliases import Aliases
 from control_plane.models.cache import ModelCache
+from control_plane.models.card import ServingOptions, Tuning, change_serving
 from control_plane.models.exporter import Exporter, ExportLimits
 from control_plane.models.jobs import Job, Jobs, JobState
 from control_plane.models.paths import resolve_source
 from control_plane.models.publisher import LoadOutcome, LoadRequest, Publisher
 from control_plane.models.registry import ModelRegistry, ModelVersion
+from control_plane.models.serving import ServingState, checked_serving, state_of, users_of
 from control_plane.models.versions import ALIAS_PATTERN, LATEST, MODEL_TYPE_PATTERN, VERSION_PATTERN
 from control_plane.models.warmup import Warmup
 from control_plane.settings import Settings
@@ -42,6 +47,7 @@ log = structlog.get_logger()
 
 _RESERVED_TYPES = frozenset({"cache", "jobs"})
 _UNLOAD_S = 60.0
+_CHANGE_S = 30.0
 _ALIASES_POLL_S = 5.0
 
 
@@ -145,7 +151,7 @@ class ModelOperations:
 
         Raises:
             UnknownModel, UnknownVersion: see there.
-            ModelInUse: it is pinned, or an alias names it.
+            ModelInUse: it is pinned, an alias names it, or it is another version's fallback.
             DeadlineExceeded, RedisUnavailable, TritonUnavailable: see there.
         """
         model = self._find(model_type, version)
@@ -156,6 +162,13 @@ class ModelOperations:
                 raise ModelInUse(
                     f"{model.key} is what the alias {', '.join(named)} names.",
                     remedy="Move or remove the alias first.",
+                )
+            # A change that names it at this very moment isn't seen: a fallback that is gone is passed over.
+            users = users_of(model, self._registry)
+            if users:
+                raise ModelInUse(
+                    f"{model.key} is the fallback of {', '.join(users)}.",
+                    remedy="Give that version another fallback, or none, first: PUT /models/{type}/{version}/serving.",
                 )
             if await self._cache.residency.pinned(model.key):
                 raise ModelInUse(
@@ -170,6 +183,60 @@ class ModelOperations:
             await self._cache.residency.forget_usage(model.key)
         log.info("model_deleted", model=model.key)
         return model
+
+    async def serving(self, model_type: str, version: str) -> ServingState:
+        """How a version is served; `version` may be `latest` or an alias.
+
+        Raises:
+            UnknownModel, UnknownVersion, RedisUnavailable: see there.
+        """
+        return state_of(await self._registry.resolve_fresh(model_type, version), self._registry)
+
+    async def change_serving(
+        self,
+        model_type: str,
+        version: str,
+        options: ServingOptions,
+        *,
+        tuning: Tuning | msgspec.UnsetType | None = msgspec.UNSET,
+    ) -> ServingState:
+        """Replaces how a version is served, for all workers; what was measured stays, unless `tuning` is None.
+
+        Raises:
+            UnknownModel, UnknownVersion: see there; an alias isn't enough.
+            InvalidInput: the fallback can't answer for the version, or `tuning` isn't what was measured.
+            ServiceUnavailable: the model repository isn't writable.
+            DeadlineExceeded, RedisUnavailable: see there.
+        """
+        key = self._find(model_type, version).key
+        deadline = time.monotonic() + _CHANGE_S
+        # The first for all versions of a type: two changes at once must not make a circle of fallbacks.
+        async with (
+            self._locks.hold(f"serving:{model_type}", deadline=deadline),
+            self._locks.hold(f"export:{key}", deadline=deadline),
+        ):
+            await self._registry.refresh()
+            model = self._find(model_type, version)
+            measured = model.card.serving.tuning
+            if tuning not in (msgspec.UNSET, None, measured):
+                raise InvalidInput(
+                    "tuning is what was measured, and can't be set.",
+                    expected="left out, as GET gives it, or null to forget it",
+                    errors=[FieldError(path="tuning", message="can't be set")],
+                )
+            wanted = checked_serving(options, model, self._registry)
+            wanted = msgspec.structs.replace(wanted, tuning=measured if tuning is not None else None)
+            try:
+                await asyncio.to_thread(change_serving, model.folder, wanted)
+            except OSError as error:
+                raise ServiceUnavailable(
+                    f"The model card of {model.key} can't be written: {error.strerror}.",
+                    remedy="Check that the server may write to the model repository, and that there is room.",
+                ) from error
+            await self._publisher.republish()
+            changed = self._find(model_type, version)
+        log.info("serving_changed", model=model.key, on_overload=wanted.on_overload, fallback=wanted.fallback)
+        return state_of(changed, self._registry)
 
     async def move_alias(self, model_type: str, alias: str, version: str) -> tuple[ModelVersion, str | None]:
         """Points an alias to a version; returns the version and the one that it named before.

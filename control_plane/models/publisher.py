@@ -4,6 +4,7 @@ What Triton refuses does not stay: a new version's files are removed again, an o
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -110,6 +111,8 @@ class Publisher:
                 try:
                     replaced = before is not None and status is ExportStatus.PUBLISHED
                     took_s, evicted = await self._bring_in(model, replaced=replaced)
+                    if replaced:
+                        await self._renew_card(model)
                 except ModelLoadFailed as error:
                     if status is ExportStatus.PUBLISHED:
                         await self._take_back(model, kept)
@@ -149,6 +152,13 @@ class Publisher:
                 return took_s, ()
         report = await self._cache.load(model, deadline=self._load_deadline(), fresh=True)
         return report.load_time_s, report.evicted
+
+    async def _renew_card(self, model: ModelVersion) -> None:
+        """Has all workers read the card again, and drop with the old one what they kept of Triton's answers: until the
+        reload those still came from the files before.
+        """
+        await asyncio.to_thread(os.utime, model.folder / "model.json")
+        await self.republish()
 
     async def _take_back(self, model: ModelVersion, kept: Path | None) -> None:
         if kept is None:

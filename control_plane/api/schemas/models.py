@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from control_plane.api.schemas.serving import ServingOptionsAnswer
 from control_plane.models.versions import MODEL_TYPE_PATTERN, VERSION_PATTERN
 
 
@@ -208,6 +209,7 @@ class ModelDetail(ModelEntry):
     """One version: its model card, signature, state and use."""
 
     signature: Signature
+    serving: ServingOptionsAnswer
     card: dict[str, Any]
     timestamp: datetime
 

@@ -149,6 +149,7 @@ class PredictAnswerBody(BaseModel):
     processing_time_ms: float
     timestamp: str = Field(description="RFC 3339, UTC")
     ab_test_group: str | None = Field(description="`experiment_id:variant`")
+    cached: bool = Field(description="Whether the model's outputs came from the version's response cache")
     warnings: list[str]
 
 

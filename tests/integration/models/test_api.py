@@ -1,5 +1,6 @@
 """The model endpoints, through the application, on the real services."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -150,6 +151,64 @@ async def test_other_endpoints_refuse_the_unknown(client: httpx.AsyncClient) -> 
     _problem(await client.put("/models/echo/aliases/prod", json={"version": "v9"}), 404)
     _problem(await client.delete("/models/echo/aliases/prod"), 404)
     _problem(await client.post("/models/warmup", json={"model": []}), 422)
+
+
+async def test_serving_is_read_changed_and_guards_its_fallback(client: httpx.AsyncClient) -> None:
+    place = "/models/echo/v1.1/serving"
+    nothing = {"on_overload": "reject", "fallback": None, "response_cache": None, "tuning": None}
+    assert (await client.get(place)).json()["serving"] == nothing
+
+    changed = await client.put(place, json={"on_overload": "degrade", "fallback": "1.0"})
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["serving"] == nothing | {"on_overload": "degrade", "fallback": "v1.0"}
+    assert changed.json()["warnings"] == []
+    assert (await client.get(place)).json()["serving"] == changed.json()["serving"]
+    # what GET gives, PUT takes
+    assert (await client.put(place, json=changed.json()["serving"])).status_code == 200
+    in_use = _problem(await client.delete("/models/echo/v1.0"), 409)
+    assert "fallback of v1.1" in in_use["detail"]
+
+    refused = _problem(await client.put("/models/echo/v1.0/serving", json={"fallback": "v1.1"}), 422)
+    assert "v1.1 → v1.0" in refused["detail"]
+    for body, path in (
+        ({"fallback": "latest"}, "fallback"),
+        ({"tuning": {"rows_per_call": 1}}, "tuning"),
+        ({"response_cache": {"ttl": 5}}, "response_cache.ttl"),
+        ({"overload": "reject"}, "overload"),
+    ):
+        errors = _problem(await client.put(place, json=body), 422)["errors"]
+        assert path in {error["path"] for error in errors}
+    _problem(await client.get("/models/echo/v9/serving"), 404)
+    _problem(await client.put("/models/echo/latest/serving", json={}), 404)
+
+    bare = await client.put(place, json={"on_overload": "degrade"})
+    assert "neither a fallback nor" in bare.json()["warnings"][0]
+    assert (await client.delete("/models/echo/v1.0")).status_code == 200
+
+
+async def test_overwriting_keeps_serving_and_drops_what_the_former_content_answered(
+    client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    load = {"model_type": "tiny", "version": "v1", "file_path": "tiny.onnx"}
+    asked = {"model_type": "tiny", "data": [[0.0] * 4]}
+
+    async def answer() -> tuple[bool, float]:
+        document = (await client.post("/predict", json=asked)).json()
+        return document["cached"], document["predictions"]["y"][0][0]
+
+    assert (await client.post("/models/load", json=load)).status_code == 200
+    await client.put("/models/tiny/v1/serving", json={"response_cache": {"ttl_s": 3600}})
+    assert [await answer() for _ in range(2)] == [(False, 5.0), (True, 5.0)]
+
+    (tmp_path / "models" / "tiny.onnx").write_bytes(identity_like_onnx(6.0))
+    replacing = asyncio.create_task(client.post("/models/load", json=load | {"overwrite": True}))
+    while not replacing.done():  # also between the new files and Triton's reload
+        assert (await answer())[1] in (5.0, 6.0)
+        await asyncio.sleep(0)
+    assert replacing.result().status_code == 200, replacing.result().text
+    assert [await answer() for _ in range(2)][1] == (True, 6.0)
+    serving = (await client.get("/models/tiny/v1")).json()["serving"]
+    assert serving["response_cache"]["ttl_s"] == 3600
 
 
 async def test_types_and_warmup(client: httpx.AsyncClient) -> None:

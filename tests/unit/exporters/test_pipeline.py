@@ -162,6 +162,19 @@ def test_export_of_other_content_conflicts_and_overwriting_replaces_it(checkpoin
         run(checkpoint, repository)
 
 
+def test_overwriting_keeps_how_the_version_is_served_but_not_what_was_measured(checkpoint, repository):
+    path = repository / "cnn_lstm_hybrid-v1" / "model.json"
+    document = json.loads(path.read_text())
+    assert "serving" not in document
+    kept = {"on_overload": "degrade", "fallback": "v0", "response_cache": {"ttl_s": 5.0}}
+    path.write_text(json.dumps(document | {"serving": kept | {"tuning": {"rows_per_call": 8}}}))
+
+    assert run(checkpoint, repository).status is Status.UNCHANGED
+    assert "tuning" in json.loads(path.read_text())["serving"]
+    assert run(checkpoint, repository, overwrite=True, max_batch_size=8).status is Status.PUBLISHED
+    assert json.loads(path.read_text())["serving"] == kept
+
+
 def test_export_of_another_file_under_a_used_version_conflicts(repository, tmp_path):
     other = save_checkpoint(tmp_path / "model.pth", random_state(seed=1))
 
