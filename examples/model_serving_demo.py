@@ -3,20 +3,32 @@
     make serve                      # in one terminal
     make demo                       # in another; or: .venv/bin/python examples/model_serving_demo.py --api http://host:port
 
-Prints what each step answered, and exits with 1 when anything is off.
+Prints what each step answered, and exits with 1 when anything is off. What the Python client knows goes through it;
+the rest is plain HTTP.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import httpx
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from control_plane.client import (
+    Client,
+    ClientError,
+    FailedPrediction,
+    InvalidRequest,
+    NotFound,
+    Prediction,
+    PredictItem,
+    PredictOptions,
+)
 
 MODEL = "cnn_lstm_hybrid"
 WINDOWS = Path(__file__).parent.parent / "checkpoints/eurusd_test_windows.npz"
@@ -28,9 +40,10 @@ class Tour:
     """The steps, in order; each raises AssertionError when an answer isn't what it should be."""
 
     def __init__(self, api: str) -> None:
-        self.client = httpx.Client(base_url=api, timeout=120)
+        self.client = Client(api, timeout_s=120)
+        self.http = httpx.Client(base_url=api, timeout=120)
         with np.load(WINDOWS) as archive:
-            self.windows = archive["x"].astype(float)
+            self.windows = archive["x"].astype(np.float32)
         self.steps: list[tuple[str, Callable[[], None]]] = [
             ("Health", self.health),
             ("Version", self.version),
@@ -41,6 +54,7 @@ class Tour:
             ("A batch of requests", self.batch),
             ("Load and unload", self.load_and_unload),
             ("An alias, moved and moved back", self.alias),
+            ("Identical requests, from memory", self.response_cache),
             ("Errors that help", self.errors),
             ("Cache statistics", self.cache),
             ("Metrics", self.metrics),
@@ -48,25 +62,24 @@ class Tour:
         ]
 
     def call(self, method: str, path: str, expected: int = 200, **options: Any) -> Any:
-        """Sends a request and checks the status."""
-        response = self.client.request(method, path, **options)
+        """Sends a request that the client has no method for, and checks the status."""
+        response = self.http.request(method, path, **options)
         assert response.status_code == expected, (
             f"{method} {path}: {response.status_code}, {response.text[:500]}"
         )
         assert response.headers.get("x-request-id"), f"{method} {path}: no X-Request-ID"
         return response.json() if "json" in response.headers.get("content-type", "") else response.text
 
-    def predict(self, rows: int = 1, **options: Any) -> Any:
+    def predict(self, rows: int = 1, **options: Unpack[PredictOptions]) -> Prediction:
         """Predicts the first `rows` windows."""
-        body = {"model_type": MODEL, "data": self.windows[:rows].tolist(), **options}
-        return self.call("POST", "/api/v1/predict", json=body)
+        return self.client.predict(MODEL, self.windows[:rows], **options)
 
     def health(self) -> None:
-        answer = self.call("GET", "/api/v1/health")
-        show("component", "status", [(name, part["status"]) for name, part in answer["components"].items()])
-        assert answer["status"] == "healthy", answer
+        health = self.client.health()
+        show("component", "status", [(name, part["status"]) for name, part in health.components.items()])
+        assert health.status == "healthy", health
+        assert self.client.is_ready()
         self.call("GET", "/api/v1/health/live")
-        self.call("GET", "/api/v1/health/ready")
 
     def version(self) -> None:
         answer = self.call("GET", "/version")
@@ -78,96 +91,118 @@ class Tour:
             "type", "versions", [(name, ", ".join(entry["versions"]) or "–") for name, entry in types.items()]
         )
         assert {"v1.0", "v1.1"} <= set(types[MODEL]["versions"])
-        self.call("GET", "/api/v1/models")
-        card = self.call("GET", f"/api/v1/models/{MODEL}/v1.0")
-        assert card["version"] == "v1.0"
+        assert {"v1.0", "v1.1"} <= {model.version for model in self.client.models()}
+        assert self.client.model(MODEL, "1.0").version == "v1.0"
 
     def warm_up(self) -> None:
-        wanted = [{"model_type": MODEL, "version": version} for version in ("v1.0", "v1.1")]
-        results = self.call("POST", "/api/v1/models/warmup", json=wanted)["results"]
-        show("version", "status", [(entry["version"], entry["status"]) for entry in results])
-        assert all(entry["status"] in {"warmed", "already_cached"} for entry in results)
+        warmed = self.client.warm_up([(MODEL, "v1.0"), (MODEL, "v1.1")])
+        show("version", "status", [(entry.version, entry.status) for entry in warmed])
+        assert all(entry.status in {"warmed", "already_cached"} for entry in warmed)
 
     def forecast(self) -> None:
         answer = self.predict(rows=3, model_version="v1.0")
-        predictions, uncertainty = answer["predictions"], answer["uncertainty"]
+        predictions, uncertainty = answer.predictions, answer.uncertainty
+        assert uncertainty is not None
+        assert uncertainty.interval is not None
+        assert uncertainty.regression_uncertainty is not None
+        assert answer.confidence_scores is not None
         table = Table("window", "sell / hold / buy", "forecast (bp)", "± sd", "90 % interval", "confidence")
         for row in range(3):
-            lower, upper = (uncertainty["interval"][side][row][0] for side in ("lower", "upper"))
-            forecast = predictions["regression_pred"][row][0]
+            lower, upper = uncertainty.interval.lower[row, 0], uncertainty.interval.upper[row, 0]
+            forecast = predictions["regression_pred"][row, 0]
             assert lower <= upper
             table.add_row(
                 str(row),
                 " / ".join(f"{p:.2f}" for p in predictions["classification_probs"][row]),
                 f"{forecast:+.3f}",
-                f"{uncertainty['regression_uncertainty'][row][0]:.3f}",
+                f"{uncertainty.regression_uncertainty[row, 0]:.3f}",
                 f"{lower:+.3f} … {upper:+.3f}",
-                f"{answer['confidence_scores'][row]:.2f}",
+                f"{answer.confidence_scores[row]:.2f}",
             )
         console.print(table)
-        console.print(f"answered by {answer['model_version']} in {answer['processing_time_ms']} ms")
+        console.print(f"answered by {answer.model_version} in {answer.processing_time_ms} ms")
         again = self.predict(rows=1, model_version="v1.0")
         assert np.allclose(
-            again["predictions"]["regression_pred"][0], predictions["regression_pred"][0], rtol=1e-4
+            again.predictions["regression_pred"][0], predictions["regression_pred"][0], rtol=1e-4
         )
 
     def two_versions(self) -> None:
         rows = []
         for version in ("v1.0", "v1.1"):
             answer = self.predict(model_version=version, return_uncertainty=False)
-            assert answer["model_version"] == version
-            assert answer["uncertainty"] is None
-            rows.append((version, str(np.round(answer["predictions"]["classification_probs"][0], 3))))
+            assert answer.model_version == version
+            assert answer.uncertainty is None
+            rows.append((version, str(np.round(answer.predictions["classification_probs"][0], 3))))
         show("version", "probabilities", rows)
-        assert self.predict(model_version="latest")["model_version"] == self.predict()["model_version"]
+        assert self.predict(model_version="latest").model_version == self.predict().model_version
 
     def batch(self) -> None:
-        requests = [
-            {"model_type": MODEL, "model_version": version, "data": self.windows[row].tolist()}
+        items = [
+            PredictItem(MODEL, self.windows[row], {"model_version": version})
             for row in range(10)
             for version in ("v1.0", "v1.1")
         ]
-        requests[3]["data"] = [[1.0]]
-        answer = self.call("POST", "/api/v1/predict/batch", json={"requests": requests})
+        items[3] = PredictItem(MODEL, [[1.0]])
+        answer = self.client.predict_batch(items)
+        failed = {
+            number: result.problem.status
+            for number, result in enumerate(answer.results)
+            if isinstance(result, FailedPrediction)
+        }
         console.print(
-            f"{answer['total_requests']} requests, {answer['successful_predictions']} answered, "
-            f"{answer['failed_predictions']} failed alone, {answer['total_processing_time_ms']} ms"
+            f"{len(items)} requests, {len(items) - len(failed)} answered, {len(failed)} failed alone, "
+            f"{answer.total_processing_time_ms} ms"
         )
-        assert answer["failed_predictions"] == 1
-        assert answer["results"][3]["error"]["status"] == 422
+        assert failed == {3: 422}
 
     def load_and_unload(self) -> None:
-        body = {
-            "model_type": MODEL,
-            "version": "v0.9-demo",
-            "file_path": "checkpoints/cnn_lstm_hybrid-v1.0.pth",
-        }
-        answer = self.call("POST", "/api/v1/models/load", json=body)
-        console.print(f"{answer['triton_model']} is loaded, after {answer['load_time_ms']:.0f} ms")
-        assert self.predict(model_version="v0.9-demo")["model_version"] == "v0.9-demo"
-        self.call("POST", "/api/v1/models/unload", json={"model_type": MODEL, "version": "v0.9-demo"})
+        loaded = self.client.load_model(MODEL, "v0.9-demo", file_path="checkpoints/cnn_lstm_hybrid-v1.0.pth")
+        console.print(f"{loaded.triton_model} is loaded, after {loaded.load_time_ms:.0f} ms")
+        assert self.predict(model_version="v0.9-demo").model_version == "v0.9-demo"
+        self.client.unload_model(MODEL, "v0.9-demo")
         self.call("DELETE", f"/api/v1/models/{MODEL}/v0.9-demo")
         self.call("GET", f"/api/v1/models/{MODEL}/v0.9-demo", expected=404)
 
     def alias(self) -> None:
-        path = f"/api/v1/models/{MODEL}/aliases/tour"
         for version in ("v1.0", "v1.1", "v1.0"):
-            self.call("PUT", path, json={"version": version})
-            assert self.predict(model_version="tour")["model_version"] == version
+            self.client.set_alias(MODEL, "tour", version)
+            assert self.predict(model_version="tour").model_version == version
             console.print(f"tour → {version}")
-        self.call("DELETE", path)
+        self.client.remove_alias(MODEL, "tour")
+
+    def response_cache(self) -> None:
+        path = f"/api/v1/models/{MODEL}/v1.0/serving"
+        before = self.call("GET", path)["serving"]
+        self.call("PUT", path, json=before | {"response_cache": {"ttl_s": 60}})
+        try:
+            answers = [self.predict(model_version="v1.0", interval=level) for level in (0.9, 0.9, 0.5)]
+        finally:
+            self.call("PUT", path, json=before)
+        # With several API workers each has a cache of its own: which of them hit depends on who answers.
+        for answer in answers:
+            assert answer.uncertainty is not None
+            assert answer.uncertainty.interval is not None
+            source = "from memory" if answer.cached else "computed"
+            console.print(
+                f"interval {answer.uncertainty.interval.level}: {source}, {answer.processing_time_ms:.2f} ms"
+            )
 
     def errors(self) -> None:
-        cases: list[tuple[int, dict[str, Any]]] = [
-            (404, {"model_type": "nonesuch", "data": [[1.0]]}),
-            (404, {"model_type": MODEL, "model_version": "v9", "data": [[1.0]]}),
-            (422, {"model_type": MODEL, "data": [[1.0, 2.0]]}),
-            (422, {"model_type": MODEL, "data": self.windows[0].tolist(), "colour": "red"}),
+        cases: list[tuple[type[ClientError], Callable[[], object]]] = [
+            (NotFound, lambda: self.client.predict("nonesuch", [[1.0]])),
+            (NotFound, lambda: self.predict(model_version="v9")),
+            (InvalidRequest, lambda: self.client.predict(MODEL, [[1.0, 2.0]])),
+            (InvalidRequest, lambda: self.predict(interval=1.5)),
         ]
-        for status, body in cases:
-            problem = self.call("POST", "/api/v1/predict", expected=status, json=body)
-            assert problem["status"] == status
-            console.print(f"[yellow]{status}[/] {escape(problem['detail'])}")
+        for kind, attempt in cases:
+            try:
+                attempt()
+            except kind as error:
+                if error.problem is None:
+                    raise
+                console.print(f"[yellow]{error.problem.status}[/] {escape(error.problem.detail)}")
+            else:
+                raise AssertionError(f"no {kind.__name__}")
 
     def cache(self) -> None:
         stats = self.call("GET", "/api/v1/models/cache/stats")
@@ -186,7 +221,7 @@ class Tour:
         paths = self.call("GET", "/openapi.json")["paths"]
         assert "swagger" in self.call("GET", "/docs").lower()
         assert "redoc" in self.call("GET", "/redoc").lower()
-        console.print(f"{len(paths)} paths described; see {self.client.base_url}/docs")
+        console.print(f"{len(paths)} paths described; see {self.http.base_url}/docs")
 
 
 def show(first: str, second: str, rows: list[tuple[Any, Any]]) -> None:
@@ -217,7 +252,7 @@ def main() -> int:
         console.rule(f"[bold]{title}")
         try:
             step()
-        except (AssertionError, httpx.HTTPError, KeyError) as error:
+        except (AssertionError, ClientError, httpx.HTTPError, KeyError) as error:
             failed += 1
             console.print(f"[red]off:[/] {escape(repr(error))}")
     console.rule()

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from control_plane.api.problem import problem_response
+from control_plane.api.v2_errors import response_outside_routes
 from control_plane.errors import PayloadTooLarge
 
 
@@ -23,8 +23,8 @@ class BodyLimit:
             # The server itself ends the body at its announced length.
             if announced.isdigit() and int(announced) > self._max_bytes:
                 error = self._error(f"{int(announced):,} bytes announced")
-                answer = problem_response(
-                    error, request_id=scope["state"]["request_id"], instance=scope["path"]
+                answer = response_outside_routes(
+                    error, request_id=scope["state"]["request_id"], path=scope["path"]
                 )
                 answer.headers["Connection"] = "close"
                 await answer(scope, receive, send)

@@ -12,13 +12,14 @@ from starlette.staticfiles import StaticFiles
 from control_plane.errors import PROBLEMS
 
 _STATIC = "/static/docs"
+_READ = ["GET", "HEAD"]
 
 
 def mount_docs(app: FastAPI) -> None:
     """Mounts the two pages and the files that they need."""
     router = APIRouter(include_in_schema=False)
 
-    @router.get("/docs")
+    @router.api_route("/docs", methods=_READ)
     async def swagger_ui() -> HTMLResponse:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -28,7 +29,7 @@ def mount_docs(app: FastAPI) -> None:
             swagger_favicon_url=f"{_STATIC}/favicon.png",
         )
 
-    @router.get("/redoc")
+    @router.api_route("/redoc", methods=_READ)
     async def redoc() -> HTMLResponse:
         return get_redoc_html(
             openapi_url="/openapi.json",
@@ -38,11 +39,11 @@ def mount_docs(app: FastAPI) -> None:
             with_google_fonts=False,
         )
 
-    @router.get("/docs/errors")
+    @router.api_route("/docs/errors", methods=_READ)
     async def errors() -> HTMLResponse:
         return HTMLResponse(errors_page())
 
-    @router.get("/")
+    @router.api_route("/", methods=_READ)
     async def root() -> RedirectResponse:
         return RedirectResponse("/docs")
 

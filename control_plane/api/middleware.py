@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control_plane.api.draining import Draining
 from control_plane.api.intake import ARRIVAL
-from control_plane.api.problem import unexpected_response
+from control_plane.api.v2_errors import response_outside_routes
 from control_plane.inference.identifiers import uuid7
 from control_plane.telemetry.metrics import HTTP_REQUESTS
 
@@ -64,7 +64,8 @@ class RequestEnvelope:
                 "unexpected_error", request_id=request_id, path=scope["path"], method=scope["method"]
             )
             if status == 0:
-                await unexpected_response(request_id, scope["path"])(scope, receive, send_with_id)
+                answer = response_outside_routes(None, request_id=request_id, path=scope["path"])
+                await answer(scope, receive, send_with_id)
         finally:
             route = route_template(scope)
             # Methods of unmatched paths come from anyone, and would be labels without bound.

@@ -109,6 +109,9 @@ class V2InferAnswer(_Model):
 
     model_name: str
     model_version: str = Field(description="The registered version that answered")
+    parameters: dict[str, Any] | None = Field(
+        default=None, description="`cached`: true where the version's response cache answered; else left out"
+    )
     id: str | None = None
     outputs: list[V2ResponseOutput]
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from control_plane.api.problem import problem_document
+from control_plane.api.problem import problem_document, problem_response, unexpected_response
 from control_plane.api.resources import request_id_of
 from control_plane.errors import ServingError
 
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 Handler = Callable[[Request], Awaitable[Response]]
 
 _CLIENT_CLOSED_REQUEST = 499
+_ROOT = "/v2"
 
 
 def protocol_errors(handler: Handler) -> Handler:
@@ -34,7 +35,7 @@ def protocol_errors(handler: Handler) -> Handler:
             log.debug(
                 "request_refused", path=request.url.path, error=type(error).__name__, detail=error.detail
             )
-            return _response_of(error, request)
+            return _response_of(error, request_id=request_id_of(request), path=request.url.path)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
@@ -46,6 +47,25 @@ def error_response(status: int, text: str, headers: dict[str, str] | None = None
     return Response(
         orjson.dumps({"error": text}), status_code=status, media_type="application/json", headers=headers
     )
+
+
+def response_outside_routes(error: ServingError | None, *, request_id: str, path: str) -> Response:
+    """The answer for an error that no route has seen, in the shape of its path: the protocol's, or a problem document.
+
+    Args:
+        error: The error; None for one that nobody expected.
+        request_id: The request's id.
+        path: The request's path.
+    """
+    is_protocol = path == _ROOT or path.startswith(f"{_ROOT}/")
+    if error is None:
+        answer = unexpected_response(request_id, path)
+        if not is_protocol:
+            return answer
+        return error_response(answer.status_code, str(orjson.loads(answer.body)["detail"]))
+    if is_protocol:
+        return _response_of(error, request_id=request_id, path=path)
+    return problem_response(error, request_id=request_id, instance=path)
 
 
 class NoSuchRoute:
@@ -78,8 +98,8 @@ class NoSuchRoute:
         await answer(scope, receive, send)
 
 
-def _response_of(error: ServingError, request: Request) -> Response:
-    document = problem_document(error, request_id=request_id_of(request), instance=request.url.path)
+def _response_of(error: ServingError, *, request_id: str, path: str) -> Response:
+    document = problem_document(error, request_id=request_id, instance=path)
     retry_after_s = getattr(error, "retry_after_s", None)
     headers = None if retry_after_s is None else {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
     return error_response(document["status"], document["detail"], headers)

@@ -13,15 +13,9 @@ async def http_ok(host: str, port: int, path: str, *, timeout_s: float = _PROBE_
     return line.split(b" ")[1:2] == [b"200"]
 
 
-async def redis_answers(
-    host: str, port: int, *, password: str | None = None, timeout_s: float = _PROBE_TIMEOUT_S
-) -> bool:
+async def redis_answers(host: str, port: int, *, timeout_s: float = _PROBE_TIMEOUT_S) -> bool:
     """Whether a Redis answers PING in time; one that still loads its data doesn't count."""
-    if password is None:
-        return await _first_line(host, port, b"PING\r\n", timeout_s) == b"+PONG"
-    secret = password.encode()
-    request = b"*2\r\n$4\r\nAUTH\r\n$%d\r\n%s\r\n" % (len(secret), secret)
-    return await _first_line(host, port, request, timeout_s) == b"+OK"
+    return await _first_line(host, port, b"PING\r\n", timeout_s) == b"+PONG"
 
 
 async def _first_line(host: str, port: int, request: bytes, timeout_s: float) -> bytes:

@@ -4,15 +4,13 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
-from urllib.parse import quote
 
 import structlog
 
 from control_plane.embedded import layout, ports, probes
 from control_plane.embedded.errors import ChildFailed, PortTaken
 from control_plane.embedded.process import Child, ChildSpec, RestartPolicy
+from control_plane.embedded.server import EmbeddedServer
 
 log = structlog.get_logger()
 
@@ -28,8 +26,6 @@ class RedisOptions:
     """Address to listen on."""
     port: int = 0
     """Port; 0 takes a free one."""
-    password: str | None = None
-    """Password of the default user; none by default, since it listens on loopback only."""
     start_timeout_s: float = 60.0
     """Longest time until it has its data and answers, in seconds."""
     stop_timeout_s: float = 10.0
@@ -38,7 +34,7 @@ class RedisOptions:
     """When to start it again."""
 
 
-class RedisServer:
+class RedisServer(EmbeddedServer):
     """A Redis that is kept running and keeps its data, as an async context manager.
 
     Args:
@@ -50,23 +46,11 @@ class RedisServer:
     def __init__(
         self, options: RedisOptions, *, data_dir: Path, on_change: Callable[[], None] | None = None
     ) -> None:
+        super().__init__("Redis")
         self.options = options
         self._data_dir = data_dir.absolute()
         self._on_change = on_change or (lambda: None)
         self._port = 0
-        self._child: Child | None = None
-
-    @property
-    def has_child(self) -> bool:
-        """Whether its process was started."""
-        return self._child is not None
-
-    @property
-    def child(self) -> Child:
-        """Its process."""
-        if self._child is None:
-            raise RuntimeError("The Redis server wasn't started.")
-        return self._child
 
     @property
     def port(self) -> int:
@@ -75,9 +59,8 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """`redis://` URL of database 0, with the password where there is one."""
-        secret = "" if self.options.password is None else f":{quote(self.options.password, safe='')}@"
-        return f"redis://{secret}{self.options.host}:{self._port}/0"
+        """`redis://` URL of database 0. It has no password, and listens on loopback."""
+        return f"redis://{self.options.host}:{self._port}/0"
 
     async def start(self) -> None:
         """Starts Redis and waits until it answers.
@@ -95,7 +78,6 @@ class RedisServer:
         for attempt in range(_BIND_ATTEMPTS):
             self._port = self.options.port or ports.free_ports(1, host=self.options.host)[0]
             config = folder / "redis.conf"
-            config.touch(mode=0o600)  # it may hold a password
             config.write_text(redis_configuration(self.options, port=self._port, folder=folder), "utf-8")
             self._child = Child(
                 ChildSpec(
@@ -128,40 +110,26 @@ class RedisServer:
         if self._child is not None:
             await self._child.stop(force=force)
 
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.stop()
-
     async def _is_ready(self) -> bool:
-        return await probes.redis_answers(self.options.host, self._port, password=self.options.password)
+        return await probes.redis_answers(self.options.host, self._port)
 
 
 def redis_configuration(options: RedisOptions, *, port: int, folder: Path) -> str:
     """The text of redis.conf: loopback, append-only file synced each second, no snapshots, no Unix socket."""
+    place = str(folder).replace("\\", "\\\\").replace('"', '\\"')
     lines = [
         f"bind {options.host}",
         f"port {port}",
         "protected-mode yes",
         "daemonize no",
-        f"dir {_quoted(str(folder))}",
+        f'dir "{place}"',
         "appendonly yes",
         "appendfsync everysec",
         "aof-load-truncated yes",  # a kill may cut the last entry short
         'save ""',
         'logfile ""',  # to standard output, which is the log file
     ]
-    if options.password is not None:
-        lines.append(f"requirepass {_quoted(options.password)}")
     return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _port_taken(host: str, port: int) -> PortTaken:

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import structlog
 
 from control_plane.embedded import layout, ports, probes
 from control_plane.embedded.errors import ChildFailed, PortTaken
 from control_plane.embedded.process import Child, ChildSpec, RestartPolicy
+from control_plane.embedded.server import EmbeddedServer
 
 log = structlog.get_logger()
 
@@ -63,7 +62,7 @@ class TritonPorts:
     metrics: int
 
 
-class TritonServer:
+class TritonServer(EmbeddedServer):
     """A Triton that is kept running, as an async context manager.
 
     Args:
@@ -81,6 +80,7 @@ class TritonServer:
         on_change: Callable[[], None] | None = None,
         choose_ports: Callable[..., list[int]] = ports.free_ports,
     ) -> None:
+        super().__init__("Triton")
         self.options = options
         self._data_dir = data_dir.absolute()
         self._choose_ports = choose_ports
@@ -89,20 +89,7 @@ class TritonServer:
         digest = hashlib.sha256(str(self._data_dir.resolve()).encode()).hexdigest()[:12]
         self.region_prefix = f"model_serving_{digest}_"
         self._ports: TritonPorts | None = None
-        self._child: Child | None = None
         self._links: tempfile.TemporaryDirectory[str] | None = None
-
-    @property
-    def has_child(self) -> bool:
-        """Whether its process was started."""
-        return self._child is not None
-
-    @property
-    def child(self) -> Child:
-        """Its process."""
-        if self._child is None:
-            raise RuntimeError("The Triton server wasn't started.")
-        return self._child
 
     @property
     def ports(self) -> TritonPorts:
@@ -199,15 +186,6 @@ class TritonServer:
         if self._links is not None:
             self._links.cleanup()
             self._links = None
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.stop()
 
     async def _is_ready(self) -> bool:
         host = self.options.host

@@ -1,6 +1,7 @@
 """The envelope: route templates, ids, the last resort, the drain; and the body's limit."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -110,3 +111,24 @@ def test_unannounced_body_beyond_the_limit_is_refused_while_read() -> None:
     with pytest.raises(PayloadTooLarge) as caught:
         asyncio.run(answer_of(app, scope_of("/reading"), [b"12345", b"678901"]))
     assert caught.value.expected == "at most 10 bytes"
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/failing"])
+def test_unexpected_error_under_the_protocol_has_its_shape(path: str) -> None:
+    app = RequestEnvelope(Router([Route(path, failing, methods=["POST"])]), draining=Draining())
+    status, headers, body = asyncio.run(answer_of(app, scope_of(path)))
+    assert (status, headers["content-type"]) == (500, "application/json")
+    (text,) = json.loads(body).values()
+    assert json.loads(body).keys() == {"error"}
+    assert "secret" not in text
+    assert headers["x-request-id"]
+
+
+@pytest.mark.parametrize(("path", "is_protocol"), [("/v2/models/m/infer", True), ("/v20", False)])
+def test_announced_body_beyond_the_limit_is_refused_in_the_paths_shape(path: str, is_protocol: bool) -> None:
+    app = BodyLimit(ROUTES, max_bytes=10)
+    scope = scope_of(path, [(b"content-length", b"11")], state={"request_id": "r"})
+    status, headers, body = asyncio.run(answer_of(app, scope))
+    assert (status, headers["connection"]) == (413, "close")
+    assert (json.loads(body).keys() == {"error"}) is is_protocol
+    assert ("type" in json.loads(body)) is not is_protocol

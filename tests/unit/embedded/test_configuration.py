@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from control_plane.embedded.redis import RedisOptions, RedisServer, redis_configuration
+from control_plane.embedded.redis import RedisOptions, redis_configuration
 from control_plane.embedded.triton import TritonOptions, TritonPorts, triton_arguments
 
 _PORTS = TritonPorts(http=1, grpc=2, metrics=3)
@@ -52,14 +52,9 @@ def test_redis_configuration_keeps_data_and_listens_on_loopback() -> None:
     assert {"bind 127.0.0.1", "port 7", "appendonly yes", "appendfsync everysec", 'dir "/data/redis"'} <= set(
         lines
     )
-    assert not any(line.startswith(("requirepass", "unixsocket")) for line in lines)
+    assert not any(line.startswith("unixsocket") for line in lines)
 
 
-def test_redis_configuration_quotes_the_password() -> None:
-    text = redis_configuration(RedisOptions(password='a"b\\c d'), port=7, folder=Path("/data"))
-    assert 'requirepass "a\\"b\\\\c d"\n' in text
-
-
-def test_redis_url_with_password_escapes_it(tmp_path: Path) -> None:
-    server = RedisServer(RedisOptions(password="p@ss:/word"), data_dir=tmp_path)
-    assert server.url == "redis://:p%40ss%3A%2Fword@127.0.0.1:0/0"
+def test_redis_configuration_quotes_its_folder() -> None:
+    text = redis_configuration(RedisOptions(), port=7, folder=Path('/a"b\\c d'))
+    assert 'dir "/a\\"b\\\\c d"\n' in text
