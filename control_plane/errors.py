@@ -157,6 +157,10 @@ class QueueFull(ServiceUnavailable):
     """The dispatcher's queue for this model is at its bound."""
 
 
+class Overloaded(ServiceUnavailable):
+    """What waits already takes longer than the request has; `retry_after_s` is when it would have had a chance."""
+
+
 class CacheFull(ServiceUnavailable):
     """Every loaded version is in use, so none can make room."""
 
@@ -225,6 +229,7 @@ PROBLEMS: dict[type[ServingError], Problem] = {
     ExportRejected: Problem(slug="export-rejected", status=422, title="Model refused"),
     ServiceUnavailable: Problem(slug="service-unavailable", status=503, title="Service unavailable"),
     QueueFull: Problem(slug="queue-full", status=503, title="Queue full"),
+    Overloaded: Problem(slug="overloaded", status=503, title="Overloaded"),
     CacheFull: Problem(slug="cache-full", status=503, title="Model cache full"),
     TritonUnavailable: Problem(slug="triton-unavailable", status=503, title="Triton unavailable"),
     RedisUnavailable: Problem(slug="redis-unavailable", status=503, title="Redis unavailable"),

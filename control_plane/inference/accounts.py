@@ -6,14 +6,15 @@ from http import HTTPStatus
 
 import structlog
 
-from control_plane.errors import CacheFull, DeadlineExceeded, QueueFull, ServingError, problem_of
+from control_plane.errors import CacheFull, DeadlineExceeded, Overloaded, QueueFull, ServingError, problem_of
 from control_plane.telemetry import metrics
 from control_plane.telemetry.logs import PREDICTION_FAILED
 
 log = structlog.get_logger()
 
 UNKNOWN = "unknown"
-_OVERLOADED = (QueueFull, CacheFull)
+_OVERLOADED = (QueueFull, Overloaded, CacheFull)
+_LOGGED_TOGETHER = (*_OVERLOADED, DeadlineExceeded)
 _OVERLOAD_LOG_INTERVAL_S = 1.0
 _LONGEST_DETAIL = 500
 
@@ -34,7 +35,8 @@ class ModelAccounts:
 
 
 class Failures:
-    """Counts and logs what failed. Overload is logged at most once a second, with the number that it stands for."""
+    """Counts and logs what failed. Overload and its missed deadlines are logged at most
+    once a second, with the number that the line stands for."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -52,7 +54,7 @@ class Failures:
             "version": version,
             "request_id": request_id,
         }
-        if isinstance(error, _OVERLOADED):
+        if isinstance(error, _LOGGED_TOGETHER):
             self._unlogged += 1
             if self._clock() - self._overload_logged < _OVERLOAD_LOG_INTERVAL_S:
                 return

@@ -11,8 +11,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from control_plane.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -21,7 +19,8 @@ from control_plane.errors import (
     ShuttingDown,
     TritonUnavailable,
 )
-from control_plane.inference.merged import MergedOutputs, OutputRows
+from control_plane.inference.admission import Admission, Flight, too_late
+from control_plane.inference.merged import MergedOutputs, OutputRows, merge_inputs
 from control_plane.inference.queue import Entry, RequestQueue
 from control_plane.inference.tensors import Array
 from control_plane.telemetry import metrics
@@ -64,6 +63,8 @@ class _Request:
     outputs: Sequence[str]
     deadline: float
     answer: "asyncio.Future[Tensors]"
+    predicted_s: float = 0.0
+    """The time that was expected when it was let in; 0 where nothing was known."""
     expiry: asyncio.TimerHandle | None = None
 
 
@@ -93,7 +94,8 @@ class Dispatcher:
         self._infer = infer
         self._clock = clock
         self._queue: RequestQueue[_Request] = RequestQueue()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._admission = Admission(max_rows=limits.max_rows)
+        self._calls: dict[asyncio.Task[None], Flight] = {}
         self._wake: asyncio.Handle | None = None
         self._hold: asyncio.TimerHandle | None = None
         self._drained: asyncio.Event | None = None
@@ -105,6 +107,7 @@ class Dispatcher:
         self._expired = metrics.DISPATCHER_DROPPED.labels(model, "expired")
         self._cancelled = metrics.DISPATCHER_DROPPED.labels(model, "cancelled")
         self._refused = metrics.DISPATCHER_DROPPED.labels(model, "queue_full")
+        self._overloaded = metrics.DISPATCHER_DROPPED.labels(model, "overloaded")
 
     @property
     def waiting(self) -> int:
@@ -131,6 +134,7 @@ class Dispatcher:
         priority: int = 3,
         group: Hashable | None = None,
         is_admitted: bool = False,
+        further_rows: int = 0,
     ) -> Tensors:
         """Runs a request, alone or in one call with others of its lane.
 
@@ -143,24 +147,32 @@ class Dispatcher:
             deadline: By the clock; the request isn't sent after it, and fails at it.
             priority: 1 (highest) to 5.
             group: At most one request of a group is in a call: the slices of a large one.
-            is_admitted: A further part of a request that was let in already: the queue's bound doesn't hold for it.
+            is_admitted: A further part of a request that was let in already: the bounds don't hold for it.
+            further_rows: Rows of further parts that follow this one, and share its deadline.
 
         Returns:
             Read-only views by Triton tensor name, of this request's rows.
 
         Raises:
             QueueFull: too many wait.
+            Overloaded: what waits takes longer than until the deadline.
             DeadlineExceeded: the deadline passed.
             ShuttingDown: `close` was called.
             ServingError: what the call raised.
         """
         now = self._clock()
         self._check_admission(now, deadline)
-        request = _Request(inputs, outputs, deadline, asyncio.get_running_loop().create_future())
+        rows = len(next(iter(inputs.values())))
+        predicted_s = self._admission.predict(
+            self._queue, self._calls.values(), rows=rows, lane=lane, priority=priority, now=now
+        )
+        if not is_admitted:
+            self._check_finish(self._admission.with_further(predicted_s, further_rows), now, deadline)
+        request = _Request(inputs, outputs, deadline, asyncio.get_running_loop().create_future(), predicted_s)
         entry = Entry(
             payload=request,
             lane=lane,
-            rows=len(next(iter(inputs.values()))),
+            rows=rows,
             priority=priority,
             enqueued=now,
             displaceable=not is_admitted,
@@ -200,6 +212,17 @@ class Dispatcher:
         if deadline <= now:
             self._expired.inc()
             raise _expiry_error()
+
+    def _check_finish(self, predicted_s: float, now: float, deadline: float) -> None:
+        """Raises Overloaded for what would come too late. Who finds a free call is let in whatever is predicted: its
+        time is what corrects wrong predictions.
+        """
+        expected_s = predicted_s * self._admission.margin
+        is_free = not self._queue and len(self._calls) < self.limits.calls_in_flight
+        if is_free or now + expected_s <= deadline:
+            return
+        self._overloaded.inc()
+        raise too_late(self.model, expected_s=expected_s, left_s=deadline - now)
 
     def _enqueue(self, entry: _Entry, now: float) -> None:
         if len(self._queue) >= self.limits.max_queue_size and entry.displaceable:
@@ -252,7 +275,9 @@ class Dispatcher:
         hold_back_s = self.limits.hold_back_s if self._drained is None else 0.0
         now = self._clock()
         while self._queue and len(self._calls) < self.limits.calls_in_flight:
-            entries = self._queue.take(self.limits.max_rows, now=now, hold_back_s=hold_back_s)
+            entries = self._queue.take(
+                self.limits.max_rows, now=now, hold_back_s=hold_back_s, rows_of_call=self._rows_of_call
+            )
             if not entries:
                 ready_at = self._queue.ready_at(self.limits.max_rows, hold_back_s=hold_back_s)
                 if ready_at is not None:
@@ -263,19 +288,22 @@ class Dispatcher:
             for entry in live:
                 self._wait_s.observe(now - entry.enqueued)
             call = asyncio.get_running_loop().create_task(self._call(live, now))
-            self._calls.add(call)
+            self._calls[call] = Flight(sum(entry.rows for entry in live), now)
             call.add_done_callback(self._finish)
         self._queue_depth.set(len(self._queue))
         self._calls_in_flight.set(len(self._calls))
         self._check_drained()
 
+    def _rows_of_call(self, first: _Entry, now: float) -> int:
+        return self._admission.rows_until(first.payload.deadline, self._calls.values(), now)
+
     def _drop_dead(self, entries: list[_Entry], now: float) -> list[_Entry]:
-        """Drops who has gone (its future is done), and who expired but whose timer hasn't run yet."""
-        live = []
+        """Drops who has gone (its future is done), who expired, and a first that can't be done in time any more."""
+        live: list[_Entry] = []
         for entry in entries:
             if entry.payload.answer.done():
                 self._cancelled.inc()
-            elif entry.payload.deadline <= now:
+            elif entry.payload.deadline <= now or (not live and not self._rows_of_call(entry, now)):
                 self._expired.inc()
                 _fail(entry, _expiry_error())
             else:
@@ -283,7 +311,7 @@ class Dispatcher:
         return live
 
     def _finish(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
+        self._calls.pop(call, None)
         self._send()
 
     async def _call(self, entries: list[_Entry], started: float) -> None:
@@ -291,13 +319,16 @@ class Dispatcher:
         try:
             outputs = await self._infer(
                 self.model,
-                _merge([entry.payload.inputs for entry in entries]),
+                merge_inputs([entry.payload.inputs for entry in entries]),
                 entries[0].payload.outputs,
-                timeout_s=min(
-                    self.limits.call_timeout_s, max(entry.payload.deadline for entry in entries) - started
-                ),
+                # Not the deadlines': Triton computes what it was sent, and the call's place isn't free until it did.
+                timeout_s=self.limits.call_timeout_s,
             )
             _hand_out(entries, outputs)
+            came = [(entry.payload.predicted_s, entry.enqueued) for entry in entries]
+            self._admission.learn(
+                came, rows=sum(entry.rows for entry in entries), started=started, now=self._clock()
+            )
         except asyncio.CancelledError:
             for entry in entries:
                 _fail(entry, ShuttingDown("The server stopped while this request was computed."))
@@ -336,12 +367,6 @@ def _expiry_error() -> DeadlineExceeded:
 def _fail(entry: _Entry, error: Exception) -> None:
     if not entry.payload.answer.done():
         entry.payload.answer.set_exception(error)
-
-
-def _merge(members: list[Tensors]) -> Tensors:
-    if len(members) == 1:
-        return members[0]
-    return {name: np.concatenate([member[name] for member in members]) for name in members[0]}
 
 
 def _hand_out(entries: list[_Entry], outputs: Tensors) -> None:

@@ -1,11 +1,22 @@
-"""The outputs of a merged call, as each of its requests sees them: its own rows, and work that all can share."""
+"""A merged call: the inputs of several requests as one, and its outputs as each of them sees them: its own rows, and
+work that all can share.
+"""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import TypeVar
 
+import numpy as np
+
 from control_plane.inference.tensors import Array
 
 Result = TypeVar("Result")
+
+
+def merge_inputs(members: list[Mapping[str, Array]]) -> Mapping[str, Array]:
+    """One call's inputs: the members' rows one after the other."""
+    if len(members) == 1:
+        return members[0]
+    return {name: np.concatenate([member[name] for member in members]) for name in members[0]}
 
 
 class MergedOutputs:

@@ -6,7 +6,7 @@ than `ageing_step` for each step of priority between them: with a step of 1 s, w
 entry of priority 5 can't pass it, whatever its priority. None starves, and no key has to be changed while waiting.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
@@ -66,6 +66,7 @@ class RequestQueue(Generic[Payload]):
         self._displaceable: tuple[dict[int, Entry[Payload]], ...] = tuple(
             {} for _ in range(LOWEST_PRIORITY + 1)
         )
+        self._rows = [0] * (LOWEST_PRIORITY + 1)
         self._sequence = 0
 
     def __len__(self) -> int:
@@ -89,6 +90,7 @@ class RequestQueue(Generic[Payload]):
         heappush(lane.ordered, (self.key_of(entry), self._sequence, entry))
         lane.live[self._sequence] = entry
         lane.rows += entry.rows
+        self._rows[entry.priority] += entry.rows
         self._places[id(entry)] = (self._sequence, name)
         if entry.displaceable:
             self._displaceable[entry.priority][self._sequence] = entry
@@ -103,6 +105,7 @@ class RequestQueue(Generic[Payload]):
         lane = self._lanes[name]
         del lane.live[sequence]
         lane.rows -= entry.rows
+        self._rows[entry.priority] -= entry.rows
         if lane.live:
             lane.compact()
         else:
@@ -119,7 +122,33 @@ class RequestQueue(Generic[Payload]):
                 return newest if self.key_of(entry) < self.key_of(newest) else None
         return None
 
-    def take(self, max_rows: int, *, now: float, hold_back_s: float = 0.0) -> list[Entry[Payload]]:
+    def calls_ahead(self, lane: Hashable, priority: int, *, max_rows: int) -> int:
+        """About how many calls go before the one that a new entry would share: those of its own priority and higher, as
+        if each lane held the same mix; how old the lower ones have become isn't looked at.
+        """
+        total = sum(self._rows)
+        if total == 0:
+            return 0
+        share = sum(self._rows[: priority + 1]) / total
+        ahead = 0
+        for name, waiting in self._lanes.items():
+            rows = waiting.rows * share
+            ahead += int(rows // max_rows if name == lane else -(-rows // max_rows))
+        return ahead
+
+    def rows_beside(self, lane: Hashable, rows: int, *, max_rows: int) -> int:
+        """Rows of the call that a new entry of so many rows would share, if it were the last of its lane."""
+        waiting = self._lanes.get(lane)
+        return min(max_rows, rows + (waiting.rows % max_rows if waiting else 0))
+
+    def take(
+        self,
+        max_rows: int,
+        *,
+        now: float,
+        hold_back_s: float = 0.0,
+        rows_of_call: Callable[[Entry[Payload], float], int] | None = None,
+    ) -> list[Entry[Payload]]:
         """Takes the entries of the next call: the first in order, and of its lane what else fits, in order.
 
         An entry larger than the room left is passed over for smaller ones behind it: it would not have gone with this
@@ -129,6 +158,7 @@ class RequestQueue(Generic[Payload]):
             max_rows: The most rows of a call.
             now: The time, by the clock of `Entry.enqueued`.
             hold_back_s: Lanes that don't fill a call wait until their oldest entry is so old.
+            rows_of_call: The most rows of a call whose first entry is this one, at this time.
 
         Returns:
             Entries of one lane in order; empty when nothing waits or all lanes are held back.
@@ -137,6 +167,8 @@ class RequestQueue(Generic[Payload]):
         if name is None:
             return []
         lane = self._lanes[name]
+        if rows_of_call is not None:
+            max_rows = min(max_rows, rows_of_call(lane.head()[2], now))
         taken: list[Entry[Payload]] = []
         passed_over: list[tuple[float, int, Entry[Payload]]] = []
         groups: set[Hashable] = set()
@@ -153,6 +185,7 @@ class RequestQueue(Generic[Payload]):
                 groups.add(entry.group)
             taken.append(entry)
             rows += entry.rows
+            self._rows[entry.priority] -= entry.rows
             del lane.live[sequence]
             del self._places[id(entry)]
             self._displaceable[entry.priority].pop(sequence, None)

@@ -116,6 +116,7 @@ class PlanRunner:
                     priority=priority,
                     group=group,
                     is_admitted=position > 0,
+                    further_rows=plan.rows - most if position == 0 else 0,
                 )
 
         senders = [

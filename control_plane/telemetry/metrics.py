@@ -91,7 +91,7 @@ DISPATCHER_MERGED_ROWS = Histogram(
 )
 DISPATCHER_DROPPED = Counter(
     "dispatcher_dropped_total",
-    "Requests that were never sent: expired, cancelled, queue_full.",
+    "Requests that were never sent: expired, cancelled, queue_full, overloaded.",
     ["model", "reason"],
 )
 TRITON_CALL = Histogram(

@@ -207,7 +207,8 @@ def test_deadline_in_flight_fails_one_member_and_not_the_others() -> None:
         )
         assert isinstance(results[0], DeadlineExceeded)
         assert results[1] == [4.0]
-        assert infer.calls[0].timeout_s == pytest.approx(9.0)
+        # Triton computes it to the end whoever still waits: until then the call's place is taken.
+        assert infer.calls[0].timeout_s == pytest.approx(30.0)
 
     run(scenario())
 
