@@ -20,6 +20,7 @@ from control_plane.inference.dispatcher import Infer
 from control_plane.inference.predictor import Predictor
 from control_plane.models.aliases import Aliases
 from control_plane.models.cache import ModelCache
+from control_plane.models.fallbacks import FallbackKeeper
 from control_plane.models.operations import ModelOperations
 from control_plane.models.reconciler import Reconciler
 from control_plane.models.registry import ModelRegistry
@@ -94,6 +95,7 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
         reconciler = Reconciler(
             settings=settings, triton=triton, registry=registry, aliases=aliases, cache=cache
         )
+        fallbacks = FallbackKeeper(settings=settings, registry=registry, cache=cache)
         await registry.refresh()
         await stack.enter_async_context(
             background_tasks(
@@ -102,6 +104,7 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
                     "cache_flusher": cache.run_flusher,
                     "reconciler": reconciler.run,
                     "model_operations": operations.run,
+                    "fallbacks": fallbacks.run,
                     "dispatcher_sweeper": predictor.run_sweeper,
                 }
             )

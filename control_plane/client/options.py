@@ -38,6 +38,7 @@ class PredictOptions(TypedDict, total=False):
     seed: int
     timeout_ms: float
     priority: int
+    on_overload: Literal["reject", "degrade"]
 
 
 class LoadOptions(TypedDict, total=False):

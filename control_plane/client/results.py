@@ -61,6 +61,7 @@ class Prediction:
     ab_test_group: str | None
     warnings: tuple[str, ...]
     cached: bool = False
+    degraded: str | None = None
     """Whether the model's outputs came from the version's response cache."""
 
 

@@ -28,6 +28,7 @@ class PredictAnswer:
     timestamp: str
     ab_test_group: str | None
     cached: bool = False
+    degraded: str | None = None
     warnings: tuple[str, ...]
 
 

@@ -92,6 +92,7 @@ def write_arrow(answer: PredictAnswer) -> bytes:
             "timestamp",
             "ab_test_group",
             "cached",
+            "degraded",
             "warnings",
         )
     }

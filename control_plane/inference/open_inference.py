@@ -9,7 +9,7 @@ Source: https://github.com/kserve/open-inference-protocol (`specification/protoc
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -61,6 +61,7 @@ class _Options(msgspec.Struct, kw_only=True):
     timeout: Annotated[int, Meta(ge=0)] | None = None
     binary_data_output: bool | None = None
     sequence_id: int | str | None = None
+    on_overload: Literal["reject", "degrade"] | None = None
 
 
 class _InputOptions(msgspec.Struct, kw_only=True):
@@ -120,6 +121,7 @@ class InferRequest:
     experiment_id: str | None
     priority: int
     timeout_s: float | None
+    on_overload: Literal["reject", "degrade"] | None
 
 
 def decode_infer(
@@ -169,6 +171,7 @@ def decode_infer(
         experiment_id=options.experiment_id,
         priority=min(options.priority or _DEFAULT_PRIORITY, _LOWEST_PRIORITY),
         timeout_s=min(options.timeout / 1e6, _LONGEST_TIMEOUT_S) if options.timeout else None,
+        on_overload=options.on_overload,
     )
 
 

@@ -26,6 +26,8 @@ class TensorAnswer:
     model: ModelVersion
     outputs: Mapping[str, Array]
     is_cached: bool = False
+    degraded: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +62,11 @@ def encode_infer(request: InferRequest, answer: TensorAnswer) -> EncodedAnswer:
     document: dict[str, Any] = {"model_name": request.name, "model_version": answer.model.version}
     if request.id is not None:
         document["id"] = request.id
-    if answer.is_cached:
-        document["parameters"] = {"cached": True}
+    parameters: dict[str, Any] = {"cached": True} if answer.is_cached else {}
+    if answer.degraded is not None:
+        parameters |= {"degraded": answer.degraded, "warning": " ".join(answer.warnings)}
+    if parameters:
+        document["parameters"] = parameters
     document["outputs"] = outputs
     text = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if not parts:

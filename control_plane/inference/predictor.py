@@ -5,11 +5,12 @@ Everything but HTTP. Makes no trip to Redis.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from control_plane.errors import UnknownExperiment, UnknownVersion
 from control_plane.inference.accounts import UNKNOWN, Failures
 from control_plane.inference.answers import PredictAnswer, timestamp_now
+from control_plane.inference.degrade import DEGRADE, OVERLOAD, Ask, Ladder, Outputs
 from control_plane.inference.dispatcher import Infer
 from control_plane.inference.identifiers import uuid7
 from control_plane.inference.open_inference import InferRequest
@@ -20,7 +21,6 @@ from control_plane.inference.plans import Plan
 from control_plane.inference.requests import AnyPredictRequest
 from control_plane.inference.runner import PlanRunner
 from control_plane.inference.served import ServedModel, ServedModels
-from control_plane.inference.tensors import Array
 from control_plane.models.cache import ModelCache
 from control_plane.models.registry import ModelRegistry, ModelVersion
 from control_plane.settings import Settings
@@ -60,6 +60,7 @@ class Predictor:
             registered=registry.get,
             clock=clock,
         )
+        self._ladder = Ladder(registry=registry, cache=cache, served=self._served)
 
     async def predict(
         self,
@@ -94,17 +95,16 @@ class Predictor:
                 model_type = request.model_type
                 raise
             model_type, version = model.model_type, model.version
-            served = self._served.of(model)
-            plan = served.kind.plan(request, max_rows=self._settings.limits.max_rows)
-            outputs, is_cached = await self._outputs(
+            outputs = await self._answer(
                 model,
-                served,
-                plan,
+                plan_for=lambda _, served: served.kind.plan(request, max_rows=self._settings.limits.max_rows),
                 batch_size=request.batch_size,
                 deadline=self._deadline(request, received),
                 priority=priority or request.priority,
+                on_overload=request.on_overload,
             )
-            meaning = served.kind.interpret(request, outputs)
+            model, served, plan = outputs.ask.model, outputs.ask.served, outputs.ask.plan
+            meaning = served.kind.interpret(request, outputs.tensors)
         except asyncio.CancelledError:
             self._failures.cancelled(model_type=model_type, version=version)
             raise
@@ -116,15 +116,16 @@ class Predictor:
         return PredictAnswer(
             request_id=request_id,
             model_type=model_type,
-            model_version=version,
+            model_version=model.version,
             predictions=meaning.predictions,
             uncertainty=meaning.uncertainty,
             confidence_scores=meaning.confidence_scores,
             processing_time_ms=round(latency_s * 1000, 3),
             timestamp=timestamp_now(),
             ab_test_group=None,
-            cached=is_cached,
-            warnings=plan.warnings + meaning.warnings,
+            cached=outputs.is_cached,
+            degraded=outputs.degraded,
+            warnings=outputs.warnings + plan.warnings + meaning.warnings,
         )
 
     async def infer(self, request: InferRequest, *, received: float, request_id: str) -> TensorAnswer:
@@ -143,18 +144,18 @@ class Predictor:
                 model_type = type_of(request.name)
                 raise
             model_type, version = model.model_type, model.version
-            served = self._served.of(model)
-            plan = plan_tensors(request, model.card, max_rows=self._settings.limits.max_rows)
             timeout_s = (
                 self._settings.api.request_timeout_s if request.timeout_s is None else request.timeout_s
             )
-            outputs, is_cached = await self._outputs(
+            outputs = await self._answer(
                 model,
-                served,
-                plan,
-                batch_size=plan.rows,
+                plan_for=lambda other, _: plan_tensors(
+                    request, other.card, max_rows=self._settings.limits.max_rows
+                ),
+                batch_size=self._settings.limits.max_rows,
                 deadline=received + timeout_s,
                 priority=request.priority,
+                on_overload=request.on_overload,
             )
         except asyncio.CancelledError:
             self._failures.cancelled(model_type=model_type, version=version)
@@ -162,8 +163,14 @@ class Predictor:
         except Exception as error:
             self._failures.failed(error, model_type=model_type, version=version, request_id=request_id)
             raise
-        served.accounts.answered(rows=plan.rows, latency_s=self._clock() - received)
-        return TensorAnswer(model=model, outputs=outputs, is_cached=is_cached)
+        outputs.ask.served.accounts.answered(rows=outputs.ask.plan.rows, latency_s=self._clock() - received)
+        return TensorAnswer(
+            model=outputs.ask.model,
+            outputs=outputs.tensors,
+            is_cached=outputs.is_cached,
+            degraded=outputs.degraded,
+            warnings=outputs.warnings,
+        )
 
     def refused(self, error: Exception, *, request_id: str | None) -> None:
         """Counts and logs a request that was refused before its model was known."""
@@ -187,30 +194,42 @@ class Predictor:
         """Refuses new requests and waits for those in flight."""
         await self._served.close(timeout_s=timeout_s)
 
-    async def _outputs(
+    async def _answer(
         self,
         model: ModelVersion,
-        served: ServedModel,
-        plan: Plan,
         *,
+        plan_for: Callable[[ModelVersion, ServedModel], Plan],
         batch_size: int,
         deadline: float,
         priority: int,
-    ) -> tuple[Mapping[str, Array], bool]:
-        """The plan's outputs, and whether they come from the version's response cache: it need not be loaded then."""
-        if (responses := served.responses) is None:
-            run = self._runner.run
-            return await run(
-                model, served, plan, batch_size=batch_size, deadline=deadline, priority=priority
-            ), False
-        key = await responses.key_of(plan)
-        if (kept := responses.get(key)) is not None:
-            return kept.arrays, True
-        outputs = await self._runner.run(
-            model, served, plan, batch_size=batch_size, deadline=deadline, priority=priority
+        on_overload: str | None,
+    ) -> Outputs:
+        """The version's outputs, or under overload, where that is wanted, what stands in for them."""
+
+        async def run(ask: Ask) -> Outputs:
+            return await self._outputs(ask, batch_size=batch_size, deadline=deadline, priority=priority)
+
+        served = self._served.of(model)
+        ask = Ask(model=model, served=served, plan=plan_for(model, served))
+        try:
+            return await run(ask)
+        except OVERLOAD as refusal:
+            if (on_overload or model.card.serving.on_overload) != DEGRADE:
+                raise
+            return await self._ladder.step_down(refusal, ask, plan_for=plan_for, run=run)
+
+    async def _outputs(self, ask: Ask, *, batch_size: int, deadline: float, priority: int) -> Outputs:
+        """The plan's outputs; from the version's response cache it need not be loaded."""
+        responses = ask.served.responses
+        key = None if responses is None else await responses.key_of(ask.plan)
+        if responses is not None and key is not None and (kept := responses.get(key)) is not None:
+            return Outputs(ask=ask, tensors=kept.arrays, is_cached=True)
+        tensors = await self._runner.run(
+            ask.model, ask.served, ask.plan, batch_size=batch_size, deadline=deadline, priority=priority
         )
-        responses.put(key, outputs)
-        return outputs, False
+        if responses is not None and key is not None:
+            responses.put(key, tensors)
+        return Outputs(ask=ask, tensors=tensors)
 
     def _deadline(self, request: AnyPredictRequest, received: float) -> float:
         if request.timeout_ms is None:

@@ -22,6 +22,7 @@ _TEXTS = frozenset(
         "experiment_id",
         "interval_method",
         "action_selection",
+        "on_overload",
     }
 )
 _WORDS = {"true": b"true", "false": b"false", "null": b"null"}

@@ -61,6 +61,7 @@ class PredictRequest(msgspec.Struct, Generic[Data], forbid_unknown_fields=True, 
     seed: Seed | None = None
     timeout_ms: TimeoutMs | None = None
     priority: Priority = 3
+    on_overload: Literal["reject", "degrade"] | None = None
 
 
 class BatchRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -100,6 +101,7 @@ PREDICT_FIELDS = {
     "seed": "an integer of at least 0, or null",
     "timeout_ms": "a number above 0, at most 600000",
     "priority": "an integer from 1 (highest) to 5",
+    "on_overload": "'reject', 'degrade', or null for the version's own setting",
 }
 BATCH_FIELDS = {
     "requests": f"an array of 1 to {MAX_BATCH_REQUESTS} requests",

@@ -273,7 +273,8 @@ class Loader:
                 outcome = await self._residency.begin_unload(key, held.fence, mode, idle_since=idle_since)
             if outcome is UnloadOutcome.PINNED and mode is UnloadMode.EXPLICIT:
                 raise ModelInUse(
-                    f"{key} is pinned by an active experiment.", remedy="Stop the experiment first."
+                    f"{key} is pinned: an active experiment, or a loaded version whose fallback it is, needs it.",
+                    remedy="Stop the experiment, or unload that version or change its fallback, first.",
                 )
             if outcome is UnloadOutcome.GONE:
                 await self._take_out(key)

@@ -172,7 +172,8 @@ class ModelOperations:
                 )
             if await self._cache.residency.pinned(model.key):
                 raise ModelInUse(
-                    f"{model.key} is pinned by an active experiment.", remedy="Stop the experiment first."
+                    f"{model.key} is pinned: an active experiment needs it.",
+                    remedy="Stop the experiment first.",
                 )
             deadline = time.monotonic() + _UNLOAD_S
             await self._cache.unload(model.key, deadline=deadline)

@@ -219,6 +219,11 @@ class ResidencyStore:
         keys = (*self._keys, self._store.keys.pin_owners(model))
         return int(await self._store.run(_PIN, keys, (self._channel, model, owner, int(on))))
 
+    async def pin_owners(self, model: str) -> frozenset[str]:
+        """Who pins the model."""
+        async with self._store.session() as redis:
+            return frozenset(await cast("Any", redis.smembers(self._store.keys.pin_owners(model))))
+
     async def pinned(self, model: str) -> bool:
         """Whether anyone pins the model."""
         async with self._store.session() as redis:

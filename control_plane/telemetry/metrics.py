@@ -36,6 +36,11 @@ PREDICTION_ERRORS = Counter(
     ["model_type", "version", "error"],
 )
 PREDICTION_ROWS = Counter("prediction_rows_total", "Rows predicted.", ["model_type", "version"])
+PREDICTIONS_DEGRADED = Counter(
+    "predictions_degraded_total",
+    "Predictions that overload would have refused, answered by: fallback, stale.",
+    ["model_type", "version", "by"],
+)
 
 MODEL_CACHE_HITS = Counter(
     "model_cache_hits_total", "Predictions whose version was loaded already.", ["model_type"]

@@ -81,6 +81,11 @@ class PredictRequestBody(BaseModel):
         default=None, gt=0, le=600_000, description="Deadline in milliseconds; default api.request_timeout_s"
     )
     priority: int = Field(default=3, ge=1, le=5, description="1 (highest) to 5; waiting raises it")
+    on_overload: Literal["reject", "degrade"] | None = Field(
+        default=None,
+        description="Where the deadline can't be kept: refuse, or let the version's fallback or an older answer "
+        "stand in; default the version's own setting",
+    )
 
 
 class BatchRequestBody(BaseModel):
@@ -150,6 +155,9 @@ class PredictAnswerBody(BaseModel):
     timestamp: str = Field(description="RFC 3339, UTC")
     ab_test_group: str | None = Field(description="`experiment_id:variant`")
     cached: bool = Field(description="Whether the model's outputs came from the version's response cache")
+    degraded: Literal["fallback", "stale"] | None = Field(
+        description="What stood in under overload: the version's fallback, or an older answer; `warnings` says more"
+    )
     warnings: list[str]
 
 

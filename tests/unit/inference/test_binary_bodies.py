@@ -233,7 +233,7 @@ def test_arrow_answer_has_a_row_for_each_row_and_the_rest_in_its_metadata() -> N
     rest = orjson.loads(table.schema.metadata[b"answer"])
     assert rest == {
         "request_id": "r", "model_type": "t", "model_version": "v", "processing_time_ms": 1.5, "timestamp": "now",
-        "ab_test_group": None, "cached": False, "warnings": ["short"],
+        "ab_test_group": None, "cached": False, "degraded": None, "warnings": ["short"],
         "uncertainty": {"ensemble_weights": rows[0].tolist(), "interval": {"level": 0.9}},
     }  # fmt: skip
 

@@ -72,6 +72,7 @@ def test_decode_fills_in_the_documented_defaults() -> None:
         "seed": None,
         "timeout_ms": None,
         "priority": 3,
+        "on_overload": None,
     }
 
 

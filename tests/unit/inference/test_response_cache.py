@@ -249,6 +249,7 @@ def test_tensors_and_predictions_share_entries(tmp_path: Path) -> None:
         return InferRequest(
             name="mine", version=None, inputs=(wire,), outputs=(), is_binary_output=False, id=None,
             routing_key=None, covariate=None, experiment_id=None, priority=3, timeout_s=None,
+            on_overload=None,
         )  # fmt: skip
 
     async def scenario() -> None:
