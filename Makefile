@@ -22,7 +22,7 @@ endef
 LIBPYTHON = $(shell $(PYTHON) -c 'import sys; print("libpython%d.%d" % sys.version_info[:2])')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check fmt test-unit test-integration test-e2e test-deep bench docs lock clean
+.PHONY: help setup serve demo test check fmt test-unit test-integration test-e2e test-deep bench bench-parts bench-peers bench-tools docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -78,11 +78,29 @@ test-e2e: setup ## the installed command, with faults; says what it skipped and 
 test-deep: setup ## all tests, with free seeds and more examples
 	HYPOTHESIS_PROFILE=deep $(PYTEST) tests
 
-bench: setup ## the benchmarks (docs/performance.md, docs/embedded.md)
-	$(BIN)/python -m benchmarks.mc_dropout_cost
+bench: setup bench-tools ## measure against Triton itself, under 10 minutes (docs/performance.md)
+	$(BIN)/python -m benchmarks.data_plane
+	$(BIN)/python -m benchmarks.full_size
+	$(BIN)/python -m benchmarks.batches
+	$(BIN)/python -m benchmarks.queue_bound
+	$(BIN)/python -m benchmarks.degrade
+	$(BIN)/python -m benchmarks.overload
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.report
+
+bench-parts: setup ## the stages of a request, Monte Carlo dropout, starts and loads, Triton's scheduler
 	$(BIN)/python -m benchmarks.hot_path
+	$(BIN)/python -m benchmarks.mc_dropout_cost
 	$(BIN)/python -m benchmarks.embedded
 	$(BIN)/python -m benchmarks.scheduler_stall
+
+bench-tools: # the load generators; without them slower ones in Python do
+	@command -v wrk >/dev/null || { $(call apt_install,wrk); } || true
+	@command -v h2load >/dev/null || { $(call apt_install,nghttp2-client); } || true
+
+bench-peers: setup bench-tools ## other servers of the same model against ours; installs them into .bench/ the first time
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.report
 
 docs: setup ## regenerate the generated files (requirements.txt, docs/configuration.md)
 	$(BIN)/python docs/generate.py

@@ -1,0 +1,1 @@
+"""This peer's server; runs in its own environment."""

@@ -1,0 +1,1 @@
+"""This peer; runs in its own environment."""
