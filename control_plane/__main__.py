@@ -84,6 +84,59 @@ def worker(*, fd: Annotated[int, typer.Option()], config: ConfigFile = None) -> 
 
 
 @app.command()
+def tune(
+    model: Annotated[str, typer.Argument(help="A type (its newest version), type-version, or type-alias.")],
+    config: ConfigFile = None,
+    *,
+    p95_ms: Annotated[
+        float, typer.Option(min=0.001, help="Longest P95 of a request, in milliseconds.")
+    ] = 50.0,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=3600, help="Time to measure, for each configuration.")
+    ] = 20.0,
+    plot: Annotated[
+        Path | None, typer.Option(help="Where to write the curve; default <data_dir>/tuning/<model>.svg.")
+    ] = None,
+    no_plot: Annotated[bool, typer.Option("--no-plot", help="Write no picture.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="Try other instance counts and threads, too.")
+    ] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="With --search: give the version the best configuration.")
+    ] = False,
+    cores: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Cores that Triton may use; default those here.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="The REST API, where it isn't found by itself.")] = None,
+) -> None:
+    """Measure a model's calls on the running server, and keep the best size for the dispatcher (docs/tuning.md).
+
+    Exit codes: 0 stored, 1 failed, 3 no size meets the objective and nothing changed.
+    """
+    if apply and not search:
+        raise typer.BadParameter("--apply needs --search.")
+    settings = _settings(config)
+    configure_logs(debug=settings.api.debug, log_format="console", is_quiet=True)
+    from control_plane.models.tuning.configurations import available_cores  # noqa: PLC0415
+    from control_plane.models.tuning.tuner import TuningRequest  # noqa: PLC0415
+    from control_plane.tune.command import TuneOptions, run_tune  # noqa: PLC0415  `serve` needs none of it
+
+    options = TuneOptions(
+        model=model,
+        request=TuningRequest(objective_p95_ms=p95_ms, seconds=seconds),
+        plot=plot,
+        wants_plot=not no_plot,
+        as_json=as_json,
+        search=search,
+        apply=apply,
+        cores=cores or available_cores(),
+        api_url=url,
+    )
+    raise typer.Exit(run_tune(settings, options))
+
+
+@app.command()
 def version() -> None:
     """Print the release."""
     typer.echo(__version__)

@@ -89,7 +89,13 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
             settings=settings, store=redis, triton=triton, registry=registry, locks=Locks(redis)
         )
         operations = ModelOperations(
-            settings=settings, store=redis, triton=triton, registry=registry, aliases=aliases, cache=cache
+            settings=settings,
+            store=redis,
+            triton=triton,
+            registry=registry,
+            aliases=aliases,
+            cache=cache,
+            infer=infer,
         )
         predictor = Predictor(registry=registry, cache=cache, infer=infer, settings=settings)
         reconciler = Reconciler(

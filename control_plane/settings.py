@@ -134,7 +134,7 @@ class BatchProcessingSettings(Section):
     worker_threads: int = Field(default=1, ge=1, le=64)
     """Upper bound of a new model's instance count. Embedded on CPU each is a process of about 70 MB."""
     calls_in_flight: int | None = Field(default=None, ge=1, le=64)
-    """Calls in flight to Triton for each model; default twice its instance count."""
+    """Calls in flight to Triton for each model; default what `tune` measured, else twice its instance count."""
 
 
 class ModelsSettings(Section):

@@ -33,6 +33,8 @@ from control_plane.api.schemas.models import (
     Problem,
     Signature,
     Tensor,
+    TuningPoint,
+    TuningReport,
     TypeEntry,
     TypesAnswer,
     VersionBody,
@@ -40,7 +42,7 @@ from control_plane.api.schemas.models import (
     WarmupBody,
     WarmupEntry,
 )
-from control_plane.api.schemas.serving import serving_answer
+from control_plane.api.schemas.serving import TuningAnswer, serving_answer
 from control_plane.models.aliases import AliasMove
 from control_plane.models.cache import ModelState
 from control_plane.models.card import CardTensor
@@ -48,6 +50,7 @@ from control_plane.models.families import FAMILIES, family_of
 from control_plane.models.jobs import JobState, JobStatus
 from control_plane.models.publisher import LoadRequest
 from control_plane.models.registry import ModelVersion
+from control_plane.models.tuning.tuner import TuningOutcome, TuningRequest, described
 from control_plane.models.warmup import WarmupResult, WarmupTarget
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -175,10 +178,11 @@ async def cache_stats(request: Request) -> CacheStatsAnswer:
 
 @router.post("/warmup", response_model=WarmupAnswer, responses=problems(*_INVALID))
 async def warm_up(request: Request, body: WarmupBody | list[VersionBody]) -> WarmupAnswer:
-    """Loads versions ahead and runs one inference of zeros on each."""
-    targets = body.models if isinstance(body, WarmupBody) else body
+    """Loads versions ahead and runs one inference of zeros on each; with `tune`, measures them too."""
+    body = body if isinstance(body, WarmupBody) else WarmupBody.model_construct(models=body)
     results = await resources_of(request).operations.warmup.warm_up(
-        [WarmupTarget(model_type=target.model_type, version=target.version) for target in targets]
+        [WarmupTarget(model_type=target.model_type, version=target.version) for target in body.models],
+        tuning=TuningRequest(objective_p95_ms=body.p95_ms, seconds=body.seconds) if body.tune else None,
     )
     entries = [_warmup_entry(request, result) for result in results]
     good = sum(entry.status in ("warmed", "already_cached") for entry in entries)
@@ -343,6 +347,14 @@ def _warmup_entry(request: Request, result: WarmupResult) -> WarmupEntry:
         load_time_ms=result.load_time_ms,
         inference_time_ms=result.inference_time_ms,
         error=error,
+        tuning=_tuning_report(result.tuning) if result.tuning is not None else None,
+    )
+
+
+def _tuning_report(outcome: TuningOutcome) -> TuningReport:
+    return TuningReport(
+        chosen=TuningAnswer.model_validate(msgspec.to_builtins(outcome.tuning)) if outcome.tuning else None,
+        points=[TuningPoint(**described(point)) for point in outcome.curve.points],
     )
 
 

@@ -16,6 +16,7 @@ from control_plane.inference.response_cache import ResponseCache
 from control_plane.inference.rl_ensemble import RLEnsembleModel
 from control_plane.models.card import ModelCard
 from control_plane.models.registry import ModelVersion
+from control_plane.models.tuning.choice import default_calls
 from control_plane.settings import Settings
 
 KINDS: dict[str, Callable[[ModelCard], Kind]] = {HYBRID: HybridModel, RL_ENSEMBLE: RLEnsembleModel}
@@ -130,11 +131,17 @@ def _forget_responses(served: ServedModel) -> None:
 
 
 def limits_of(card: ModelCard, settings: Settings) -> DispatcherLimits:
-    """The dispatcher's bounds for one version."""
+    """The dispatcher's bounds for one version: what was tuned, within what the settings and the model allow.
+
+    `batch_processing.calls_in_flight` is an operator's word: where it is set, it holds.
+    """
     batching = settings.batch_processing
+    tuning = card.serving.tuning
+    max_rows = max(1, min(batching.max_batch_size, card.max_batch_size))
+    tuned_calls = default_calls(card.instance_count) if tuning is None else tuning.calls_in_flight
     return DispatcherLimits(
-        max_rows=max(1, min(batching.max_batch_size, card.max_batch_size)),
-        calls_in_flight=batching.calls_in_flight or 2 * max(1, card.instance_count),
+        max_rows=max_rows if tuning is None else min(max_rows, tuning.rows_per_call),
+        calls_in_flight=batching.calls_in_flight or tuned_calls,
         max_queue_size=batching.max_queue_size,
         hold_back_s=batching.batch_timeout_ms / 1000,
         call_timeout_s=settings.triton.timeout_s,

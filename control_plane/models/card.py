@@ -4,13 +4,13 @@ Unknown keys are ignored, so that a newer exporter can add some. The one section
 `serving`; `change_serving` writes it.
 """
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+
+from control_plane.models.files import replace_file
 
 
 class CardTensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +58,7 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True):
     objective_p95_ms: float
     """The latency objective that was asked for, in milliseconds."""
     p95_ms: float
-    """P95 of a call at the chosen size, in milliseconds."""
+    """P95 of a call at the chosen size, with so many in flight, in milliseconds."""
     rows_per_s: float
     """Throughput at the chosen size."""
     measured_at: str
@@ -137,16 +137,30 @@ def change_serving(folder: Path, serving: ServingOptions) -> None:
         FileNotFoundError: there is no card.
         OSError: the folder isn't writable, or the disk is full.
     """
+    _change(folder, {"serving": msgspec.to_builtins(serving)})
+
+
+def change_configuration(
+    folder: Path, *, instance_count: int, config_sha256: str, serving: ServingOptions
+) -> None:
+    """Writes into `folder/model.json` what another config.pbtxt changes, as `change_serving` does.
+
+    Raises:
+        FileNotFoundError: there is no card.
+        OSError: the folder isn't writable, or the disk is full.
+    """
+    checksums = read_card(folder).checksums | {"config.pbtxt": config_sha256}
+    _change(
+        folder,
+        {
+            "instance_count": instance_count,
+            "checksums": checksums,
+            "serving": msgspec.to_builtins(serving),
+        },
+    )
+
+
+def _change(folder: Path, changed: dict[str, Any]) -> None:
     path = folder / "model.json"
-    document = msgspec.json.decode(path.read_bytes())
-    document["serving"] = msgspec.to_builtins(serving)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".model.json.", delete=False) as file:
-        try:
-            file.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
-            file.flush()
-            os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    document = msgspec.json.decode(path.read_bytes()) | changed
+    replace_file(path, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")

@@ -1,8 +1,9 @@
-"""Removing, keeping and restoring a version's folder in the model repository, each in one step."""
+"""Removing, keeping and restoring a folder of the model repository, and replacing a file: each in one step."""
 
 import os
 import secrets
 import shutil
+import tempfile
 from pathlib import Path
 
 STAGING = ".staging"
@@ -50,6 +51,26 @@ def remove(folder: Path) -> bool:
 def discard(kept: Path) -> None:
     """Deletes a kept copy."""
     shutil.rmtree(kept, ignore_errors=True)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file that is there already: whole or not at all, with its present mode.
+
+    Raises:
+        FileNotFoundError: it isn't there.
+        OSError: the folder isn't writable, or the disk is full.
+    """
+    mode = path.stat().st_mode & 0o777
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
 
 
 def _staging_name(folder: Path) -> Path:

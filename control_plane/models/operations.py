@@ -36,6 +36,7 @@ from control_plane.models.paths import resolve_source
 from control_plane.models.publisher import LoadOutcome, LoadRequest, Publisher
 from control_plane.models.registry import ModelRegistry, ModelVersion
 from control_plane.models.serving import ServingState, checked_serving, state_of, users_of
+from control_plane.models.tuning.tuner import Infer, Tuner
 from control_plane.models.versions import ALIAS_PATTERN, LATEST, MODEL_TYPE_PATTERN, VERSION_PATTERN
 from control_plane.models.warmup import Warmup
 from control_plane.settings import Settings
@@ -64,6 +65,7 @@ class ModelOperations:
         aliases: Aliases,
         cache: ModelCache,
         exporter: Exporter | None = None,
+        infer: Infer | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -72,7 +74,11 @@ class ModelOperations:
         self._locks: Locks = cache.locks
         self.aliases = aliases
         self.jobs = Jobs(store)
-        self.warmup = Warmup(settings=settings, triton=triton, registry=registry, cache=cache)
+        # Tuning measures by the way that predictions take.
+        tuner = Tuner(
+            settings=settings, store=store, infer=infer or triton.infer, registry=registry, cache=cache
+        )
+        self.warmup = Warmup(settings=settings, triton=triton, registry=registry, cache=cache, tuner=tuner)
         limits = ExportLimits(
             timeout_s=settings.models.export_timeout_s, memory_mb=settings.models.export_memory_limit_mb
         )

@@ -43,7 +43,7 @@ def checked_serving(serving: ServingOptions, model: ModelVersion, registry: Mode
         raise _wrong_fallback(serving.fallback, "is the version itself", "another version")
     if (fault := _misfit(model.card, fallback.card)) is not None:
         raise _wrong_fallback(serving.fallback, fault, "a version that takes the same inputs")
-    chain = _chain(fallback, registry)
+    chain = fallback_chain(fallback, registry)
     if model.version in chain:
         raise _wrong_fallback(
             serving.fallback,
@@ -85,7 +85,7 @@ def users_of(model: ModelVersion, registry: ModelRegistry) -> tuple[str, ...]:
     )
 
 
-def _chain(first: ModelVersion, registry: ModelRegistry) -> list[str]:
+def fallback_chain(first: ModelVersion, registry: ModelRegistry) -> list[str]:
     """The versions that answer for each other, from `first` on; ends before one comes again."""
     chain: list[str] = []
     current: ModelVersion | None = first

@@ -1,20 +1,21 @@
-"""Warm-up: loads versions ahead and runs one inference of zeros on each, so that the first request finds them hot."""
+"""Warm-up: loads versions ahead and runs one inference of zeros on each, so that the first request finds them hot.
+
+Where it is asked to, it tunes them too, one after the other, once all are loaded.
+"""
 
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-
-import numpy as np
 
 from control_plane.errors import NotFound, ServingError
 from control_plane.models.cache import ModelCache
-from control_plane.models.card import CardTensor, ModelCard
+from control_plane.models.examples import example_inputs
 from control_plane.models.registry import ModelRegistry, ModelVersion
+from control_plane.models.tuning.tuner import Tuner, TuningOutcome, TuningRequest
 from control_plane.settings import Settings
 from control_plane.triton.client import TritonClient
-from control_plane.triton.datatypes import Array, dtype_of
 
 _AT_ONCE = 2
 
@@ -46,28 +47,61 @@ class WarmupResult:
     load_time_ms: float | None = None
     inference_time_ms: float | None = None
     error: ServingError | None = None
+    tuning: TuningOutcome | None = None
+    """None: it wasn't asked for, or wasn't done because of `error`."""
 
 
 class Warmup:
     """Warms versions up."""
 
     def __init__(
-        self, *, settings: Settings, triton: TritonClient, registry: ModelRegistry, cache: ModelCache
+        self,
+        *,
+        settings: Settings,
+        triton: TritonClient,
+        registry: ModelRegistry,
+        cache: ModelCache,
+        tuner: Tuner,
     ) -> None:
         self._settings = settings
         self._triton = triton
         self._registry = registry
         self._cache = cache
+        self._tuner = tuner
 
-    async def warm_up(self, targets: Sequence[WarmupTarget]) -> list[WarmupResult]:
-        """Warms the targets up, a few at a time; one that fails doesn't stop the others."""
+    async def warm_up(
+        self, targets: Sequence[WarmupTarget], *, tuning: TuningRequest | None = None
+    ) -> list[WarmupResult]:
+        """Warms the targets up, a few at a time; one that fails doesn't stop the others.
+
+        Args:
+            targets: Which versions.
+            tuning: Tune each that is loaded, one at a time; None: none.
+        """
         turn = asyncio.Semaphore(_AT_ONCE)
 
         async def one(target: WarmupTarget) -> WarmupResult:
             async with turn:
                 return await self._warm_up(target)
 
-        return list(await asyncio.gather(*(one(target) for target in targets)))
+        results = list(await asyncio.gather(*(one(target) for target in targets)))
+        if tuning is None:
+            return results
+        return [await self._tune(result, tuning) for result in results]
+
+    async def _tune(self, result: WarmupResult, request: TuningRequest) -> WarmupResult:
+        if result.error is not None:
+            return result
+        try:
+            model = self._registry.resolve(result.model_type, result.version)
+            # While others were tuned, it may have had to leave.
+            await self._cache.load(model, deadline=self._load_deadline())
+            return replace(result, tuning=await self._tuner.tune(model, request))
+        except ServingError as error:
+            return replace(result, status=WarmupStatus.ERROR, error=error)
+
+    def _load_deadline(self) -> float:
+        return time.monotonic() + self._settings.triton.load_timeout_s
 
     async def _warm_up(self, target: WarmupTarget) -> WarmupResult:
         try:
@@ -81,8 +115,7 @@ class Warmup:
                 model_type=model.model_type, version=model.version, status=WarmupStatus.ALREADY_CACHED
             )
         try:
-            deadline = time.monotonic() + self._settings.triton.load_timeout_s
-            report = await self._cache.load(model, deadline=deadline)
+            report = await self._cache.load(model, deadline=self._load_deadline())
             inference_s = await self._infer(model)
         except ServingError as error:
             return _result(
@@ -105,22 +138,6 @@ class Warmup:
             timeout_s=self._settings.triton.timeout_s,
         )
         return time.monotonic() - started
-
-
-def example_inputs(card: ModelCard) -> dict[str, Array]:
-    """Zeros of a valid shape for each input, `[1, ...]`, by Triton tensor name.
-
-    A dynamic axis gets the configuration's `sequence_length` where there is one, else 1.
-    """
-    return {tensor.triton_name: _zeros(tensor, card) for tensor in card.inputs}
-
-
-def _zeros(tensor: CardTensor, card: ModelCard) -> Array:
-    configured = card.config.get("sequence_length")
-    dynamic = configured if isinstance(configured, int) and configured > 0 else 1
-    shape = [dynamic if size < 0 else size for size in tensor.shape]
-    batch = [1] if card.max_batch_size > 0 else []
-    return np.zeros((*batch, *shape), dtype_of(tensor.datatype))
 
 
 def _result(target: WarmupTarget, status: WarmupStatus, error: ServingError) -> WarmupResult:

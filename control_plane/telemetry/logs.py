@@ -19,9 +19,15 @@ CACHE_MISS = "Cache miss"
 AB_TEST_ASSIGNMENT = "A/B test assignment"
 
 
-def configure_logs(*, debug: bool, log_format: Literal["json", "console"]) -> None:
-    """Sets structlog up for this process, and sends the standard library's warnings the same way."""
-    level = logging.DEBUG if debug else logging.INFO
+def configure_logs(*, debug: bool, log_format: Literal["json", "console"], is_quiet: bool = False) -> None:
+    """Sets structlog up for this process, and sends the standard library's warnings the same way.
+
+    Args:
+        debug: Everything.
+        log_format: For machines, or for people.
+        is_quiet: Warnings and errors only: for commands, whose results are for people.
+    """
+    level = logging.DEBUG if debug else logging.WARNING if is_quiet else logging.INFO
     renderer: structlog.typing.Processor
     if log_format == "json":
         renderer = structlog.processors.JSONRenderer(serializer=_dumps)

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from control_plane.api.schemas.serving import ServingOptionsAnswer
+from control_plane.api.schemas.serving import ServingOptionsAnswer, TuningAnswer
+from control_plane.models.tuning.tuner import DEFAULT_P95_MS
 from control_plane.models.versions import MODEL_TYPE_PATTERN, VERSION_PATTERN
 
 
@@ -119,6 +120,24 @@ class WarmupBody(_Body):
     """Names versions."""
 
     models: list[VersionBody] = Field(max_length=100)
+    tune: bool = Field(
+        default=False,
+        description="Also measure each that is loaded, one after the other, and keep the best call size",
+    )
+    p95_ms: float = Field(
+        default=DEFAULT_P95_MS,
+        gt=0,
+        le=600_000,
+        allow_inf_nan=False,
+        description="For `tune`: longest P95 of a request, in milliseconds",
+    )
+    seconds: float = Field(
+        default=10.0,
+        ge=1,
+        le=300,
+        allow_inf_nan=False,
+        description="For `tune`: time to measure each version, in seconds",
+    )
 
 
 class MessageAnswer(_Answer):
@@ -261,6 +280,24 @@ class TypesAnswer(_Answer):
     timestamp: datetime
 
 
+class TuningPoint(_Answer):
+    """What calls of one size take."""
+
+    rows: int
+    calls_in_flight: int
+    p50_ms: float = Field(description="Of a call")
+    p95_ms: float = Field(description="Of a call")
+    request_p95_ms: float = Field(description="Of a request that waits for a free call first")
+    rows_per_s: float
+
+
+class TuningReport(_Answer):
+    """What `tune` measured. `chosen` is in the card now; null: no size meets the objective, and nothing changed."""
+
+    chosen: TuningAnswer | None
+    points: list[TuningPoint]
+
+
 class WarmupEntry(_Answer):
     """What became of one version."""
 
@@ -270,6 +307,7 @@ class WarmupEntry(_Answer):
     load_time_ms: float | None = None
     inference_time_ms: float | None = None
     error: Problem | None = None
+    tuning: TuningReport | None = Field(default=None, description="With `tune`")
 
 
 class WarmupAnswer(_Answer):

@@ -222,6 +222,15 @@ async def test_types_and_warmup(client: httpx.AsyncClient) -> None:
         assert answer.status_code == 200, answer.text
         last = [result["status"] for result in answer.json()["results"]]
     assert last == ["already_cached", "not_found"]
+    body = {"models": targets, "tune": True, "p95_ms": 5000, "seconds": 1}
+    good, missing = (await client.post("/models/warmup", json=body)).json()["results"]
+    assert missing["tuning"] is None
+    serving = (await client.get("/models/echo/v1.0/serving")).json()["serving"]
+    assert good["tuning"]["chosen"] == serving["tuning"]
+    assert {(1, 2), (8, 2)} <= {(one["rows"], one["calls_in_flight"]) for one in good["tuning"]["points"]}
+    impossible = await client.post("/models/warmup", json=body | {"p95_ms": 0.001})
+    assert impossible.json()["results"][0]["tuning"]["chosen"] is None
+    _problem(await client.post("/models/warmup", json=body | {"p95_ms": 0}), 422)
 
     async def counted() -> bool:
         return (await client.get("/models/cache/stats")).json()["total_models"] == 1

@@ -1,0 +1,1 @@
+"""The command `python -m control_plane tune`: finds the running server, measures beside it, reports."""
