@@ -35,6 +35,7 @@ class LoadResult:
         seconds: How long it ran.
         answered: Answers with status 200.
         refused: Answers with status 503, where the generator tells them apart.
+        timed_out: Answers with status 504, the same.
         failed: Every other answer, and broken connections.
         requests_per_s: Of the answered.
         p50_ms: And the others: latency of the answered.
@@ -48,6 +49,7 @@ class LoadResult:
     seconds: float
     answered: int
     refused: int = 0
+    timed_out: int = 0
     failed: int = 0
     requests_per_s: float
     p50_ms: float
@@ -73,6 +75,7 @@ def result_of(
     connections: int,
     seconds: float,
     refused: int = 0,
+    timed_out: int = 0,
     failed: int = 0,
     generator_cpu_s: float = 0.0,
     deadline_ms: float | None = None,
@@ -86,6 +89,7 @@ def result_of(
         seconds=seconds,
         answered=len(ordered),
         refused=refused,
+        timed_out=timed_out,
         failed=failed,
         requests_per_s=len(ordered) / seconds,
         p50_ms=percentile(ordered, 0.5),
@@ -170,7 +174,8 @@ def run_open_http(
         content_type: See there.
         rate_per_s: Requests a second; their distances are exponentially distributed.
         connections: At most so many under way; what is due beyond waits, and its latency counts from when it was due.
-        seconds: How long requests are sent; then their answers are waited for, and the result's rate counts that too.
+        seconds: How long requests are sent; then their answers are waited for. The result's rate is over the time
+            until the last one with status 200.
         deadline_ms: For the result's `in_time`.
         distinct: A text in the bodies to be replaced by a number, another one each time.
 
@@ -225,7 +230,7 @@ def run_python(module: str, options: Mapping[str, Any], bodies: Sequence[bytes])
         output, _ = run_command([sys.executable, "-m", module, text], options["seconds"])
     said = json.loads(output.splitlines()[-1])
     result = LoadResult(**said)
-    if result.answered + result.refused == 0:
+    if result.answered + result.refused + result.timed_out == 0:
         raise RuntimeError(f"nothing was answered: {result}")
     return result
 

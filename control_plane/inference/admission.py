@@ -1,8 +1,8 @@
 """When a request that comes now would be done: from the queue, the calls in flight and what calls took lately. Pure."""
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from control_plane.errors import Overloaded
 from control_plane.inference.queue import RequestQueue
@@ -17,6 +17,41 @@ class Flight:
     started: float
 
 
+class Forecast(NamedTuple):
+    """What was expected of a request when it came, in seconds, without the margin; zeros where nothing was known."""
+
+    wait_s: float
+    """Until Triton begins its call."""
+    call_s: float
+    """Its call, with what waited to share it."""
+
+
+NOTHING_KNOWN = Forecast(0.0, 0.0)
+
+
+class CallBudget(NamedTuple):
+    """How large a call that is sent now may become."""
+
+    now: float
+    busy_s: float
+    """Until Triton begins it."""
+    times: ServiceTimes
+    margin: float
+    least_rows: int
+    most_rows: int
+
+    def rows_until(self, deadline: float) -> int:
+        """Most rows of a call that is done by a deadline; 0 for none."""
+        if not self.times.is_known:
+            return self.most_rows
+        rows = self.times.rows_within((deadline - self.now) / self.margin - self.busy_s)
+        return int(min(max(self.least_rows, rows), self.most_rows))
+
+    def finish_s(self, rows: int) -> float:
+        """Seconds to its end, with the margin."""
+        return (self.busy_s + self.times.call_s(rows)) * self.margin
+
+
 class Admission:
     """Predicts for one dispatcher.
 
@@ -29,12 +64,7 @@ class Admission:
         self._times = ServiceTimes()
         self._answered = float("-inf")
 
-    @property
-    def margin(self) -> float:
-        """What a prediction is multiplied by before it is believed; see `ServiceTimes.margin`."""
-        return self._times.margin
-
-    def predict(
+    def forecast(
         self,
         queue: RequestQueue[Any],
         calls: Collection[Flight],
@@ -43,58 +73,73 @@ class Admission:
         lane: Hashable,
         priority: int,
         now: float,
-    ) -> float:
-        """Seconds from now to the answer of a request of so many rows; 0 while nothing is known."""
+    ) -> Forecast:
+        """What to expect of a request of so many rows that comes now."""
         times = self._times
         if not times.is_known:
-            return 0.0
+            return NOTHING_KNOWN
+        busy_s = self.busy_s(calls, now)
         if not queue:
-            return self.busy_s(calls, now) + times.call_s(min(rows, self._max_rows))
+            return Forecast(busy_s, times.call_s(min(rows, self._max_rows)))
         ahead = queue.calls_ahead(lane, priority, max_rows=self._max_rows)
         shared = queue.rows_beside(lane, rows, max_rows=self._max_rows)
-        return self.busy_s(calls, now) + ahead * times.call_s(self._max_rows) + times.call_s(shared)
+        return Forecast(busy_s + ahead * times.call_s(self._max_rows), times.call_s(shared))
+
+    def finish_s(self, forecast: Forecast, *, further_rows: int = 0) -> float:
+        """Seconds to its answer, with the margin; `further_rows` of the same request follow in calls of their own."""
+        further_s = (
+            further_rows / self._max_rows * self._times.call_s(self._max_rows) if further_rows else 0.0
+        )
+        return (forecast.wait_s + forecast.call_s + further_s) * self._times.margin
 
     def busy_s(self, calls: Collection[Flight], now: float) -> float:
-        """How long Triton is still at work on the calls in flight, in seconds."""
+        """How long Triton is still at work on the calls in flight, in seconds; the oldest comes first."""
         if not calls:
             return 0.0
-        times = self._times
-        began = max(min(call.started for call in calls), self._answered)
-        return max(0.0, sum(times.call_s(call.rows) for call in calls) - (now - began))
+        work_s = 0.0
+        for call in calls:
+            work_s += self._times.call_s(call.rows)
+        began = max(next(iter(calls)).started, self._answered)
+        return max(0.0, work_s - (now - began))
 
-    def rows_until(self, deadline: float, calls: Collection[Flight], now: float) -> int:
-        """Most rows of a call that is sent now and done by the deadline of its first request; 0 for none.
+    def budget(self, calls: Collection[Flight], now: float) -> CallBudget:
+        """For the rows of a call that is sent now.
 
         What joins a call makes all its requests wait for it. While no call is in flight, one row can always go: what it
         takes corrects wrong predictions.
         """
-        if not self._times.is_known:
-            return self._max_rows
-        left_s = (deadline - now) / self._times.margin - self.busy_s(calls, now)
-        least = 0 if calls else 1
-        return int(min(max(least, self._times.rows_within(left_s)), self._max_rows))
-
-    def with_further(self, predicted_s: float, further_rows: int) -> float:
-        """The prediction for a request whose further parts follow this one."""
-        if not further_rows or not predicted_s:
-            return predicted_s
-        return predicted_s + further_rows / self._max_rows * self._times.call_s(self._max_rows)
+        return CallBudget(
+            now=now,
+            busy_s=self.busy_s(calls, now),
+            times=self._times,
+            margin=self._times.margin,
+            least_rows=0 if calls else 1,
+            most_rows=self._max_rows,
+        )
 
     def learn(
-        self, requests: Sequence[tuple[float, float]], *, rows: int, started: float, now: float
+        self, requests: Iterable[tuple[Forecast, float]], *, rows: int, started: float, now: float
     ) -> None:
         """A call was answered.
 
         Args:
-            requests: What was predicted for each of its requests, in seconds, and when it came.
+            requests: What was expected of each of its requests, and when it came.
             rows: The call's rows.
             started: When it began.
             now: The time of its answer.
         """
-        self._times.observe_call(rows, now - max(started, self._answered))
+        times = self._times
+        # Who joined later is in the real call, and not in the forecast: as that is bounded by the deadlines, it's no
+        # error of the forecast.
+        call_s = times.call_s(rows)
+        expected_s = actual_s = 0.0
+        for forecast, came in requests:
+            if forecast.call_s > 0:
+                expected_s += forecast.wait_s + call_s
+                actual_s += now - came
+        times.observe_call(rows, now - max(started, self._answered))
         self._answered = now
-        for predicted_s, came in requests:
-            self._times.observe_request(predicted_s=predicted_s, actual_s=now - came)
+        times.observe_finish(expected_s=expected_s, actual_s=actual_s)
 
 
 def too_late(model: str, *, expected_s: float, left_s: float) -> Overloaded:

@@ -9,18 +9,18 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 from control_plane.errors import (
     DeadlineExceeded,
-    InferenceFailed,
     ModelNotReady,
     QueueFull,
     ShuttingDown,
     TritonUnavailable,
 )
-from control_plane.inference.admission import Admission, Flight, too_late
-from control_plane.inference.merged import MergedOutputs, OutputRows, merge_inputs
+from control_plane.inference.admission import NOTHING_KNOWN, Admission, CallBudget, Flight, Forecast, too_late
+from control_plane.inference.merged import merge_inputs, split_outputs
 from control_plane.inference.queue import Entry, RequestQueue
 from control_plane.inference.tensors import Array
 from control_plane.telemetry import metrics
@@ -63,8 +63,8 @@ class _Request:
     outputs: Sequence[str]
     deadline: float
     answer: "asyncio.Future[Tensors]"
-    predicted_s: float = 0.0
-    """The time that was expected when it was let in; 0 where nothing was known."""
+    forecast: Forecast = NOTHING_KNOWN
+    """What was expected when it was let in."""
     expiry: asyncio.TimerHandle | None = None
 
 
@@ -163,12 +163,12 @@ class Dispatcher:
         now = self._clock()
         self._check_admission(now, deadline)
         rows = len(next(iter(inputs.values())))
-        predicted_s = self._admission.predict(
+        forecast = self._admission.forecast(
             self._queue, self._calls.values(), rows=rows, lane=lane, priority=priority, now=now
         )
         if not is_admitted:
-            self._check_finish(self._admission.with_further(predicted_s, further_rows), now, deadline)
-        request = _Request(inputs, outputs, deadline, asyncio.get_running_loop().create_future(), predicted_s)
+            self._check_finish(forecast, further_rows, now, deadline)
+        request = _Request(inputs, outputs, deadline, asyncio.get_running_loop().create_future(), forecast)
         entry = Entry(
             payload=request,
             lane=lane,
@@ -213,13 +213,12 @@ class Dispatcher:
             self._expired.inc()
             raise _expiry_error()
 
-    def _check_finish(self, predicted_s: float, now: float, deadline: float) -> None:
-        """Raises Overloaded for what would come too late. Who finds a free call is let in whatever is predicted: its
-        time is what corrects wrong predictions.
+    def _check_finish(self, forecast: Forecast, further_rows: int, now: float, deadline: float) -> None:
+        """Raises Overloaded for what would come too late. Who finds nothing under way is let in whatever is predicted:
+        its time is what corrects wrong predictions.
         """
-        expected_s = predicted_s * self._admission.margin
-        is_free = not self._queue and len(self._calls) < self.limits.calls_in_flight
-        if is_free or now + expected_s <= deadline:
+        expected_s = self._admission.finish_s(forecast, further_rows=further_rows)
+        if now + expected_s <= deadline or self.is_idle:
             return
         self._overloaded.inc()
         raise too_late(self.model, expected_s=expected_s, left_s=deadline - now)
@@ -275,15 +274,19 @@ class Dispatcher:
         hold_back_s = self.limits.hold_back_s if self._drained is None else 0.0
         now = self._clock()
         while self._queue and len(self._calls) < self.limits.calls_in_flight:
+            budget = self._admission.budget(self._calls.values(), now)
             entries = self._queue.take(
-                self.limits.max_rows, now=now, hold_back_s=hold_back_s, rows_of_call=self._rows_of_call
+                self.limits.max_rows,
+                now=now,
+                hold_back_s=hold_back_s,
+                rows_until=partial(_rows_until, budget),
             )
             if not entries:
                 ready_at = self._queue.ready_at(self.limits.max_rows, hold_back_s=hold_back_s)
                 if ready_at is not None:
                     self._hold = asyncio.get_running_loop().call_later(max(0.0, ready_at - now), self._send)
                 break
-            if not (live := self._drop_dead(entries, now)):
+            if not (live := self._drop_dead(entries, budget)):
                 continue
             for entry in live:
                 self._wait_s.observe(now - entry.enqueued)
@@ -294,18 +297,24 @@ class Dispatcher:
         self._calls_in_flight.set(len(self._calls))
         self._check_drained()
 
-    def _rows_of_call(self, first: _Entry, now: float) -> int:
-        return self._admission.rows_until(first.payload.deadline, self._calls.values(), now)
-
-    def _drop_dead(self, entries: list[_Entry], now: float) -> list[_Entry]:
+    def _drop_dead(self, entries: list[_Entry], budget: CallBudget) -> list[_Entry]:
         """Drops who has gone (its future is done), who expired, and a first that can't be done in time any more."""
         live: list[_Entry] = []
         for entry in entries:
+            deadline = entry.payload.deadline
             if entry.payload.answer.done():
                 self._cancelled.inc()
-            elif entry.payload.deadline <= now or (not live and not self._rows_of_call(entry, now)):
+            elif deadline <= budget.now:
                 self._expired.inc()
                 _fail(entry, _expiry_error())
+            elif not live and not budget.rows_until(deadline):
+                self._overloaded.inc()
+                _fail(
+                    entry,
+                    too_late(
+                        self.model, expected_s=budget.finish_s(entry.rows), left_s=deadline - budget.now
+                    ),
+                )
             else:
                 live.append(entry)
         return live
@@ -324,10 +333,16 @@ class Dispatcher:
                 # Not the deadlines': Triton computes what it was sent, and the call's place isn't free until it did.
                 timeout_s=self.limits.call_timeout_s,
             )
-            _hand_out(entries, outputs)
-            came = [(entry.payload.predicted_s, entry.enqueued) for entry in entries]
+            for entry, own in zip(
+                entries, split_outputs(outputs, [entry.rows for entry in entries]), strict=True
+            ):
+                if not entry.payload.answer.done():
+                    entry.payload.answer.set_result(own)
             self._admission.learn(
-                came, rows=sum(entry.rows for entry in entries), started=started, now=self._clock()
+                [(entry.payload.forecast, entry.enqueued) for entry in entries],
+                rows=sum(entry.rows for entry in entries),
+                started=started,
+                now=self._clock(),
             )
         except asyncio.CancelledError:
             for entry in entries:
@@ -339,6 +354,8 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001  it becomes the answer of those who wait, who handle it
             self._retry_apart(entries, error)
         finally:
+            # Before those who wake up now send more.
+            self._calls.pop(asyncio.current_task(), None)  # type: ignore[arg-type]  # it runs in a task
             self._call_s.observe(self._clock() - started)
             self._merged_rows.observe(sum(entry.rows for entry in entries))
 
@@ -357,6 +374,10 @@ class Dispatcher:
             self._drained.set()
 
 
+def _rows_until(budget: CallBudget, request: _Request) -> int:
+    return budget.rows_until(request.deadline)
+
+
 def _expiry_error() -> DeadlineExceeded:
     return DeadlineExceeded(
         "The request's deadline passed before its answer was ready.",
@@ -367,32 +388,3 @@ def _expiry_error() -> DeadlineExceeded:
 def _fail(entry: _Entry, error: Exception) -> None:
     if not entry.payload.answer.done():
         entry.payload.answer.set_exception(error)
-
-
-def _hand_out(entries: list[_Entry], outputs: Tensors) -> None:
-    """Gives each request the views of its own rows.
-
-    Raises:
-        InferenceFailed: an output lacks rows; before anyone got any.
-    """
-    rows = sum(entry.rows for entry in entries)
-    short: Any = next(
-        (name for name, array in outputs.items() if array.ndim == 0 or len(array) != rows), None
-    )
-    if short is not None:
-        raise InferenceFailed(
-            f"The output {short} doesn't have one row for each of the input.",
-            expected=f"{rows} rows",
-            got=f"shape {outputs[short].shape}",
-        )
-    if len(entries) == 1:
-        if not entries[0].payload.answer.done():
-            entries[0].payload.answer.set_result(outputs)
-        return
-    merged = MergedOutputs(outputs)
-    start = 0
-    for entry in entries:
-        end = start + entry.rows
-        if not entry.payload.answer.done():
-            entry.payload.answer.set_result(OutputRows(merged, slice(start, end)))
-        start = end

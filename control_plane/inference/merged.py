@@ -2,11 +2,13 @@
 work that all can share.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
 
+from control_plane.errors import InferenceFailed
 from control_plane.inference.tensors import Array
 
 Result = TypeVar("Result")
@@ -56,6 +58,31 @@ class OutputRows(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self.merged.tensors)
+
+
+def split_outputs(outputs: Mapping[str, Array], rows: Sequence[int]) -> Sequence[Mapping[str, Array]]:
+    """One call's outputs as views of each member's rows.
+
+    Args:
+        outputs: By Triton tensor name, with a leading batch axis.
+        rows: How many each member has.
+
+    Raises:
+        InferenceFailed: an output lacks rows.
+    """
+    total = sum(rows)
+    for name, array in outputs.items():
+        if array.ndim == 0 or len(array) != total:
+            raise InferenceFailed(
+                f"The output {name} doesn't have one row for each of the input.",
+                expected=f"{total} rows",
+                got=f"shape {array.shape}",
+            )
+    if len(rows) == 1:
+        return (outputs,)
+    merged = MergedOutputs(outputs)
+    ends = list(accumulate(rows))
+    return [OutputRows(merged, slice(end - count, end)) for end, count in zip(ends, rows, strict=True)]
 
 
 def evaluate_shared(

@@ -129,7 +129,10 @@ class RequestQueue(Generic[Payload]):
         total = sum(self._rows)
         if total == 0:
             return 0
-        share = sum(self._rows[: priority + 1]) / total
+        before = sum(self._rows[: priority + 1])
+        if len(self._lanes) == 1 and lane in self._lanes:
+            return before // max_rows
+        share = before / total
         ahead = 0
         for name, waiting in self._lanes.items():
             rows = waiting.rows * share
@@ -147,7 +150,7 @@ class RequestQueue(Generic[Payload]):
         *,
         now: float,
         hold_back_s: float = 0.0,
-        rows_of_call: Callable[[Entry[Payload], float], int] | None = None,
+        rows_until: Callable[[Payload], int] | None = None,
     ) -> list[Entry[Payload]]:
         """Takes the entries of the next call: the first in order, and of its lane what else fits, in order.
 
@@ -158,7 +161,7 @@ class RequestQueue(Generic[Payload]):
             max_rows: The most rows of a call.
             now: The time, by the clock of `Entry.enqueued`.
             hold_back_s: Lanes that don't fill a call wait until their oldest entry is so old.
-            rows_of_call: The most rows of a call whose first entry is this one, at this time.
+            rows_until: The most rows of a call that is in time for its first entry.
 
         Returns:
             Entries of one lane in order; empty when nothing waits or all lanes are held back.
@@ -167,8 +170,8 @@ class RequestQueue(Generic[Payload]):
         if name is None:
             return []
         lane = self._lanes[name]
-        if rows_of_call is not None:
-            max_rows = min(max_rows, rows_of_call(lane.head()[2], now))
+        if rows_until is not None:
+            max_rows = min(max_rows, rows_until(lane.head()[2].payload))
         taken: list[Entry[Payload]] = []
         passed_over: list[tuple[float, int, Entry[Payload]]] = []
         groups: set[Hashable] = set()

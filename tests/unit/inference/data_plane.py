@@ -39,6 +39,9 @@ class MemoryCache:
         self.in_flight[model.key] = self.in_flight.get(model.key, 0) + 1
         return True
 
+    def is_loaded(self, model: ModelVersion) -> bool:
+        return model.key in self.loaded
+
     async def ensure_loaded(self, model: ModelVersion, *, deadline: float) -> None:
         if now() + self.load_s > deadline:
             await asyncio.sleep(deadline - now())

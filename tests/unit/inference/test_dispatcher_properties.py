@@ -7,7 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 from hypothesis import given
 
-from control_plane.errors import DeadlineExceeded, InferenceFailed, QueueFull, TritonUnavailable
+from control_plane.errors import DeadlineExceeded, InferenceFailed, Overloaded, QueueFull, TritonUnavailable
 from tests.unit.inference.in_memory import BAD, Doubler, dispatcher, submit
 from tests.unit.inference.virtual_time import now, run
 
@@ -88,7 +88,7 @@ def test_every_request_gets_its_own_answer_once(
             deepest = max(deepest, target.waiting)
             try:
                 answer = await work
-            except (QueueFull, DeadlineExceeded, TritonUnavailable) as error:
+            except (QueueFull, Overloaded, DeadlineExceeded, TritonUnavailable) as error:
                 if isinstance(error, DeadlineExceeded):
                     assert now() <= deadline + 0.01
                 return error

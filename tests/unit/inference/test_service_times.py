@@ -52,7 +52,7 @@ def test_nothing_is_known_before_some_calls() -> None:
 def test_margin_follows_what_really_happened_within_bounds(factor: float) -> None:
     times = ServiceTimes()
     for _ in range(100):
-        times.observe_request(predicted_s=0.1, actual_s=0.1 * factor)
+        times.observe_finish(expected_s=0.1, actual_s=0.1 * factor)
     assert 0.5 < times.margin < 30
     assert times.margin >= 1.3 * min(max(factor, 0.5), 4.0)
 
