@@ -1,5 +1,6 @@
 """The deployment under test: the installed command on free ports, with the demo models in a repository of its own."""
 
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ def deployment(
     publish_demo(repository)
     if prepare is not None:
         prepare(repository)
+    # Without this a SIGTERM would end the benchmark alone, and leave its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with running_server(folder, settings) as server:
         yield server
 

@@ -54,6 +54,11 @@ def main() -> int:
                 value=ratio(of[IN_TRITON], of[IN_OURS], lambda load: load.p99_ms),
             ),
             Figure(
+                key="stall_worst",
+                text="A queue's bound set in Triton over ours, 8 callers: slowest",
+                value=ratio(of[IN_TRITON], of[IN_OURS], lambda load: load.max_ms),
+            ),
+            Figure(
                 key="stall_throughput",
                 text="A queue's bound set in Triton over ours, 8 callers: throughput",
                 value=ratio(of[IN_TRITON], of[IN_OURS], lambda load: load.requests_per_s),

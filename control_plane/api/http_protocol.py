@@ -28,6 +28,9 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*\r\n")
 _REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._:/+=@-]{1,128})[ \t]*\r\n", re.IGNORECASE)
 _TIMEOUT_MS = re.compile(rb'timeout_ms(?:"[ \t\r\n]*:[ \t\r\n]*|=)(\d+(?:\.\d+)?)')
 _UNUSUAL = re.compile(rb"\r\n(?:expect|transfer-encoding|connection|upgrade):")
+_DATA = b'"data"'
+_TELLING = (b'"model_type"', b'"model_version"', b'"priority"', b'"on_overload"', b'"experiment_id"')
+LONGEST_KIND = 256
 _FLUSH_S = 0.25
 _PAUSE_S = 0.1
 _PLACEHOLDER = b"the-request-id"
@@ -54,15 +57,19 @@ class ServingProtocol(HttpToolsProtocol):
         intake = self._intake
         if (
             intake is not None
-            and intake.is_crowded
+            and (intake.is_crowded or intake.remembers)
             and self._is_between_requests
             and (self.cycle is None or self.cycle.response_complete)
             and data.startswith(_PREDICT)
             and (head := whole_request_head(data)) is not None
-            and intake.refuses(timeout_s_of(data, self._timeout_s))
         ):
-            self._refuse(head)
-            return
+            timeout_s = timeout_s_of(data, self._timeout_s)
+            kind = kind_of(data) if intake.remembers else None
+            if intake.refuses(timeout_s) or (
+                kind is not None and intake.would_be_refused(kind, timeout_s=timeout_s, now=time.monotonic())
+            ):
+                self._refuse(head)
+                return
         super().data_received(data)
 
     def on_message_begin(self) -> None:
@@ -117,6 +124,18 @@ def whole_request_head(data: bytes) -> bytes | None:
     if length is None or _UNUSUAL.search(lowered) or len(data) != end + 4 + int(length.group(1)):
         return None
     return head
+
+
+def kind_of(data: bytes) -> bytes | None:
+    """What a whole request has in common with others to the same model: its target, and its body up to the data.
+
+    None where it isn't sure that this tells the version, or where the request may go before others.
+    """
+    line_end, end = data.find(b"\r\n"), data.find(b"\r\n\r\n")
+    place = data.find(_DATA, end + 4, end + 4 + LONGEST_KIND)
+    if place < 0 or any(data.find(name, place) >= 0 for name in _TELLING):
+        return None
+    return data[len(b"POST ") : line_end - len(b" HTTP/1.1")] + data[end + 4 : place]
 
 
 def timeout_s_of(data: bytes, default_s: float) -> float:

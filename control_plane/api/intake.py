@@ -15,7 +15,9 @@ ARRIVAL = "control_plane.arrival"
 _SMOOTHING = 0.05
 _FIRST_GUESS_S = 0.0003
 _CROWD = 8
-_MARGIN = 2.0
+_MARGIN = 6.0
+_REMEMBERED_S = 0.02
+_MOST_REMEMBERED = 64
 
 
 class Intake:
@@ -25,17 +27,23 @@ class Intake:
         max_waiting: Most of them.
     """
 
-    __slots__ = ("_max_waiting", "_turn_s", "waiting")
+    __slots__ = ("_max_waiting", "_refused", "_turn_s", "waiting")
 
     def __init__(self, *, max_waiting: int) -> None:
         self.waiting = 0
         self._max_waiting = max_waiting
         self._turn_s = _FIRST_GUESS_S
+        self._refused: dict[bytes, tuple[float, float]] = {}
 
     @property
     def is_crowded(self) -> bool:
         """Whether it pays to look at a request's deadline before it is decoded."""
         return self.waiting >= _CROWD
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a dispatcher refused something lately."""
+        return bool(self._refused)
 
     @property
     def wait_s(self) -> float:
@@ -57,10 +65,34 @@ class Intake:
         """Whether a request that comes now has to be refused.
 
         Args:
-            timeout_s: From now to its deadline, in seconds. What follows its turn (the model, and the writing of
-                the answer, which waits for the same processor) is taken to need as long as the turn's wait.
+            timeout_s: From now to its deadline, in seconds. After its turn a request waits some more times for the
+                same event loop: for its call, for the call's answer, for its own. Measured under overload, they take
+                about six turns in all.
         """
         return self.waiting >= self._max_waiting or self.wait_s * _MARGIN > timeout_s
+
+    def remember(self, kind: bytes, *, timeout_s: float, late_s: float, now: float) -> None:
+        """A dispatcher refused a request, since it would have come `late_s` seconds too late.
+
+        Until about then it would refuse all like it that give no more time, and each would cost its decoding.
+
+        Args:
+            kind: What such requests have in common: the same model, and nothing that changes their order.
+            timeout_s: The time that the refused one gave.
+            late_s: See above.
+            now: Monotonic seconds.
+        """
+        if len(self._refused) >= _MOST_REMEMBERED:
+            self._refused.clear()
+        self._refused[kind] = (now + min(late_s, _REMEMBERED_S), timeout_s)
+
+    def would_be_refused(self, kind: bytes, *, timeout_s: float, now: float) -> bool:
+        """Whether a request of this kind that comes now would be refused by its dispatcher, by the latest refusal."""
+        until, refused_s = self._refused.get(kind, (0.0, 0.0))
+        if until > now:
+            return timeout_s <= refused_s
+        self._refused.pop(kind, None)
+        return False
 
 
 @dataclass(frozen=True, slots=True)

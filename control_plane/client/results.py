@@ -61,8 +61,9 @@ class Prediction:
     ab_test_group: str | None
     warnings: tuple[str, ...]
     cached: bool = False
-    degraded: str | None = None
     """Whether the model's outputs came from the version's response cache."""
+    degraded: str | None = None
+    """What stood in under overload: `fallback` or `stale`; `warnings` says more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from control_plane.api.http_protocol import ServingProtocol, timeout_s_of, whole_request_head
+from control_plane.api.http_protocol import ServingProtocol, kind_of, timeout_s_of, whole_request_head
 from control_plane.api.intake import Intake
 from control_plane.settings import Settings
 
@@ -165,9 +166,36 @@ async def test_answer_after_a_refusal_comes_on_the_same_connection() -> None:
     assert [write[9:12] for write in wire.writes] == [b"503", b"503", b"200"]
 
 
+LIKE = b'{"model_type": "m", "data": [[1, 2]], "timeout_ms": 50}'
+
+
+async def test_what_the_dispatcher_refused_a_moment_ago_is_refused_unparsed() -> None:
+    intake = Intake(max_waiting=10)
+    kind = kind_of(post(LIKE))
+    assert kind is not None
+    intake.remember(kind, timeout_s=0.05, late_s=1.0, now=time.monotonic())
+    other = LIKE.replace(b'"m"', b'"n"')
+    longer = LIKE.replace(b"50}", b"500}")
+    wire = await converse(answering(b"served"), post(LIKE), intake=intake)
+    assert wire.writes[0].startswith(b"HTTP/1.1 503")
+    for body in (other, longer):
+        wire = await converse(answering(b"served"), post(body), intake=intake)
+        assert wire.writes[0].startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "more", [b'"priority": 1', b'"on_overload": "degrade"', b'"model_version": "v2"', b'"experiment_id": "e"']
+)
+def test_kind_is_unknown_where_the_rest_may_change_it(more: bytes) -> None:
+    assert kind_of(post(LIKE)) is not None
+    assert kind_of(post(LIKE.replace(b'"timeout_ms": 50', more))) is None
+    assert kind_of(post(b'{"data": [[1]]' + b" " * 300 + b"}")) == b"/api/v1/predict{"
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_looked_at_without_harm(data: bytes) -> None:
     whole_request_head(b"POST /api/v1/predict" + data)
+    kind_of(b"POST /api/v1/predict" + data)
     assert timeout_s_of(data, 7.0) == 7.0 or b"timeout_ms" in data
 
 
