@@ -32,7 +32,7 @@ _DATA = b'"data"'
 _TELLING = (b'"model_type"', b'"model_version"', b'"priority"', b'"on_overload"', b'"experiment_id"')
 LONGEST_KIND = 256
 _FLUSH_S = 0.25
-_PAUSE_S = 0.1
+_PAUSE_S = 0.02
 _PLACEHOLDER = b"the-request-id"
 
 log = structlog.get_logger()
