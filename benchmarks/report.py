@@ -59,7 +59,11 @@ def goals(known: Mapping[str, Results]) -> str | None:
     """All figures with their targets."""
     lines = ["| figure | measured (least … greatest) | target |", "| --- | --- | --- |"]
     for name in GOALS:
-        lines += [figure_line(figure) for figure in known.get(name, {}).get("figures", ())]
+        lines += [
+            figure_line(figure)
+            for figure in known.get(name, {}).get("figures", ())
+            if name != "peers" or figure["target"] is not None  # the rest is in the peers' own table
+        ]
     return "\n".join(lines) + "\n" if len(lines) > 2 else None
 
 

@@ -8,6 +8,8 @@ from control_plane.errors import Overloaded
 from control_plane.inference.queue import RequestQueue
 from control_plane.inference.service_times import ServiceTimes
 
+_LEAST_SHARE = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class Flight:
@@ -118,14 +120,16 @@ class Admission:
         )
 
     def learn(
-        self, requests: Iterable[tuple[Forecast, float]], *, rows: int, started: float, now: float
+        self, requests: Iterable[tuple[Forecast, float]], *, rows: int, sent: float, lag_s: float, now: float
     ) -> None:
         """A call was answered.
 
         Args:
             requests: What was expected of each of its requests, and when it came.
             rows: The call's rows.
-            started: When it began.
+            sent: When it was sent.
+            lag_s: How long the event loop took from its turn to that, and about what it takes to notice the answer. A
+                busy worker isn't a slow model: a refusal would save it nothing, as the request is decoded already.
             now: The time of its answer.
         """
         times = self._times
@@ -136,10 +140,15 @@ class Admission:
         for forecast, came in requests:
             if forecast.call_s > 0:
                 expected_s += forecast.wait_s + call_s
-                actual_s += now - came
-        times.observe_call(rows, now - max(started, self._answered))
+                actual_s += _without(lag_s, now - came - lag_s)
+        times.observe_call(rows, _without(lag_s, now - max(sent, self._answered)))
         self._answered = now
         times.observe_finish(expected_s=expected_s, actual_s=actual_s)
+
+
+def _without(lag_s: float, time_s: float) -> float:
+    """A time without the event loop's part of it, which is estimated, so at least a fifth is left."""
+    return max(_LEAST_SHARE * time_s, time_s - lag_s)
 
 
 def too_late(model: str, *, expected_s: float, left_s: float) -> Overloaded:

@@ -325,6 +325,7 @@ class Dispatcher:
 
     async def _call(self, entries: list[_Entry], started: float) -> None:
         """Makes one call and hands out its result. Never raises: what goes wrong is its requests' answer."""
+        sent = self._clock()
         try:
             outputs = await self._infer(
                 self.model,
@@ -341,7 +342,8 @@ class Dispatcher:
             self._admission.learn(
                 [(entry.payload.forecast, entry.enqueued) for entry in entries],
                 rows=sum(entry.rows for entry in entries),
-                started=started,
+                sent=sent,
+                lag_s=sent - started,
                 now=self._clock(),
             )
         except asyncio.CancelledError:

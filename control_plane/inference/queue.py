@@ -161,7 +161,8 @@ class RequestQueue(Generic[Payload]):
             max_rows: The most rows of a call.
             now: The time, by the clock of `Entry.enqueued`.
             hold_back_s: Lanes that don't fill a call wait until their oldest entry is so old.
-            rows_until: The most rows of a call that is in time for its first entry.
+            rows_until: The most rows of a call that is in time for this first entry. One that would be late even alone
+                is no reason to send the others in smaller calls: they would wait for more of them.
 
         Returns:
             Entries of one lane in order; empty when nothing waits or all lanes are held back.
@@ -171,7 +172,9 @@ class RequestQueue(Generic[Payload]):
             return []
         lane = self._lanes[name]
         if rows_until is not None:
-            max_rows = min(max_rows, rows_until(lane.head()[2].payload))
+            first = lane.head()[2]
+            if (most := rows_until(first.payload)) >= first.rows:
+                max_rows = min(max_rows, most)
         taken: list[Entry[Payload]] = []
         passed_over: list[tuple[float, int, Entry[Payload]]] = []
         groups: set[Hashable] = set()

@@ -1,6 +1,7 @@
 """The embedded Redis and Triton: ports, readiness, restarts, data kept, nothing left."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -106,7 +107,7 @@ async def test_redis_twenty_starts_leave_nothing(tmp_path: Path) -> None:
     before = _held()
     for _ in range(20):
         await once()
-    assert _held() == before
+    _assert_no_more_than(before)
 
 
 def test_redis_down_is_an_error_of_the_client_only_while_down(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ async def test_triton_three_starts_leave_nothing(tmp_path: Path) -> None:
     before = _held()
     for _ in range(2):
         await once()
-    assert _held() == before
+    _assert_no_more_than(before)
     assert processes_of(tmp_path) == []
 
 
@@ -200,8 +201,14 @@ async def test_triton_stop_with_a_killed_model_process_ends_in_time(tmp_path: Pa
     assert processes_of(tmp_path) == []
 
 
+def _assert_no_more_than(before: tuple[int, int, int]) -> None:
+    after = _held()
+    assert all(now <= then for now, then in zip(after, before, strict=True)), f"{before} became {after}"
+
+
 def _held() -> tuple[int, int, int]:
-    """Open files, threads and children of this process."""
+    """Open files, threads and children of this process, without what earlier tests left to the garbage collector."""
+    gc.collect()
     files = len(list(Path("/proc/self/fd").iterdir()))
     # The event loop's executor keeps its threads; they are bounded and not ours.
     threads = sum(not thread.name.startswith("asyncio_") for thread in threading.enumerate())

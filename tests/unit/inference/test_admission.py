@@ -12,7 +12,7 @@ import pytest
 from control_plane.errors import Overloaded, ServingError
 from control_plane.inference.dispatcher import Dispatcher, DispatcherLimits
 from control_plane.inference.tensors import Array
-from tests.unit.inference.virtual_time import now, run
+from tests.unit.inference.virtual_time import now, run, work
 
 ROW = {"x": np.zeros((1, 1), dtype=np.float32)}
 BASE_S, ROW_S = 0.002, 0.003
@@ -137,6 +137,24 @@ def test_what_waits_in_vain_is_refused_when_its_turn_comes() -> None:
             await waiting
         assert now() <= deadline + 1e-6
         await asyncio.gather(*first, second)
+
+    run(scenario())
+
+
+def test_busy_worker_is_not_taken_for_a_slow_model() -> None:
+    """Something keeps the processor for 50 ms between a call's turn and its sending; Triton takes 5 ms."""
+
+    async def scenario() -> None:
+        dispatcher, results = dispatcher_of(Serial()), Results()
+        loop = asyncio.get_running_loop()
+        for _ in range(30):
+            loop.call_soon(loop.call_soon, work, 0.05)
+            await results.ask(dispatcher, 30)
+            await asyncio.sleep(0.01)
+        waiting = [asyncio.create_task(results.ask(dispatcher, 30)) for _ in range(2)]
+        await asyncio.sleep(0.0001)
+        await dispatcher.submit(ROW, ("y",), lane=0, deadline=now() + 0.08)
+        await asyncio.gather(*waiting)
 
     run(scenario())
 

@@ -155,6 +155,21 @@ def test_queue_gives_a_call_one_entry_of_a_group() -> None:
     assert [one.payload for one in queue.take(8, now=0.0)] == ["a2"]
 
 
+def test_queue_limits_a_call_by_its_first_entry_unless_that_is_late_anyhow() -> None:
+    for most, taken in ((64, "abcd"), (3, "abc"), (1, "a"), (0, "abcd")):
+        queue: RequestQueue[str] = RequestQueue()
+        for name in "abcd":
+            queue.put(entry(name))
+        asked: list[str] = []
+
+        def rows_until(first: str, most: int = most, asked: list[str] = asked) -> int:
+            asked.append(first)
+            return most
+
+        assert "".join(one.payload for one in queue.take(64, now=0.0, rows_until=rows_until)) == taken
+        assert asked == ["a"]
+
+
 def test_queue_forgets_withdrawn_entries() -> None:
     queue: RequestQueue[int] = RequestQueue()
     queue.put(entry(-1))

@@ -34,11 +34,21 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
+    def pass_time(self, seconds: float) -> None:
+        self._jumping.now += seconds
+
 
 def run(scenario: Coroutine[Any, Any, Result]) -> Result:
     """Runs a scenario in virtual time; fails when it waits for ever."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(scenario)
+
+
+def work(seconds: float) -> None:
+    """Keeps the processor busy: nothing else runs in the loop, and all timers are late."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.pass_time(seconds)
 
 
 def now() -> float:
