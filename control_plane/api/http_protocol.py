@@ -14,7 +14,8 @@ import orjson
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from control_plane.api.intake import ARRIVAL, RECEIVED, Arrival, Intake
+from control_plane.api.intake import ARRIVAL, RECEIVED, Arrival, Intake, kind_before_data
+from control_plane.api.middleware import REQUEST_ID
 from control_plane.api.problem import PROBLEM_JSON, problem_document
 from control_plane.errors import QueueFull, problem_of
 from control_plane.inference.accounts import UNKNOWN
@@ -25,12 +26,10 @@ from control_plane.telemetry.logs import PREDICTION_FAILED
 _STATUS_LINE = b"HTTP/1.1 "
 _PREDICT = b"POST /api/v1/predict"
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*\r\n")
-_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([A-Za-z0-9._:/+=@-]{1,128})[ \t]*\r\n", re.IGNORECASE)
+_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*(" + REQUEST_ID + rb")[ \t]*\r\n", re.IGNORECASE)
 _TIMEOUT_MS = re.compile(rb'timeout_ms(?:"[ \t\r\n]*:[ \t\r\n]*|=)(\d+(?:\.\d+)?)')
 _UNUSUAL = re.compile(rb"\r\n(?:expect|transfer-encoding|connection|upgrade):")
-_DATA = b'"data"'
 _TELLING = (b'"model_type"', b'"model_version"', b'"priority"', b'"on_overload"', b'"experiment_id"')
-LONGEST_KIND = 256
 _FLUSH_S = 0.25
 _PAUSE_S = 0.02
 _PLACEHOLDER = b"the-request-id"
@@ -131,11 +130,13 @@ def kind_of(data: bytes) -> bytes | None:
 
     None where it isn't sure that this tells the version, or where the request may go before others.
     """
-    line_end, end = data.find(b"\r\n"), data.find(b"\r\n\r\n")
-    place = data.find(_DATA, end + 4, end + 4 + LONGEST_KIND)
-    if place < 0 or any(data.find(name, place) >= 0 for name in _TELLING):
+    line_end, start = data.find(b"\r\n"), data.find(b"\r\n\r\n") + 4
+    target = data[len(b"POST ") : line_end - len(b" HTTP/1.1")]
+    kind = kind_before_data(target, data, start)
+    if kind is None:
         return None
-    return data[len(b"POST ") : line_end - len(b" HTTP/1.1")] + data[end + 4 : place]
+    place = start + len(kind) - len(target)
+    return None if any(data.find(name, place) >= 0 for name in _TELLING) else kind
 
 
 def timeout_s_of(data: bytes, default_s: float) -> float:

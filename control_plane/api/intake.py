@@ -18,6 +18,9 @@ _CROWD = 8
 _MARGIN = 6.0
 _REMEMBERED_S = 0.02
 _MOST_REMEMBERED = 64
+_DATA = b'"data"'
+LONGEST_KIND = 256
+"""Bytes of a body in which its data must begin for it to have a kind."""
 
 
 class Intake:
@@ -102,3 +105,15 @@ class Arrival:
     intake: Intake
     place: int
     at: float
+
+
+def kind_before_data(target: bytes, text: bytes, start: int = 0) -> bytes | None:
+    """The kind of a request, for `Intake.remember`: its target, and its body up to the data; None where that is far.
+
+    Args:
+        target: Path and query as they were sent.
+        text: Holds the body.
+        start: Where the body begins in it.
+    """
+    place = text.find(_DATA, start, start + LONGEST_KIND)
+    return None if place < 0 else target + text[start:place]

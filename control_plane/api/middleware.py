@@ -22,7 +22,9 @@ from control_plane.telemetry.metrics import HTTP_REQUESTS
 log = structlog.get_logger()
 
 _UNMATCHED = "unmatched"
-_VALID_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+REQUEST_ID = rb"[A-Za-z0-9._:/+=@-]{1,128}"
+"""What a caller may name a request."""
+_VALID_ID = re.compile(REQUEST_ID)
 
 
 class RequestEnvelope:

@@ -14,8 +14,7 @@ from starlette.routing import Route
 
 from control_plane.api.body import media_type_of, read_body, read_json_body, unless_client_leaves
 from control_plane.api.direct import Handler
-from control_plane.api.http_protocol import LONGEST_KIND
-from control_plane.api.intake import RECEIVED
+from control_plane.api.intake import LONGEST_KIND, RECEIVED, kind_before_data
 from control_plane.api.problem import problem_document
 from control_plane.api.resources import request_id_of, resources_of
 from control_plane.api.schemas.predict import describe_paths
@@ -103,14 +102,14 @@ def describe(document: dict[str, Any], prefix: str = "/api/v1") -> None:
 def _remember(request: Request, start: bytes, timeout_ms: float | None, error: Overloaded) -> None:
     """Lets the intake refuse the next of this kind before they are decoded."""
     resources = resources_of(request)
-    before, found, _ = start.partition(b'"data"')
-    if not found or error.retry_after_s is None:
-        return
     scope = request.scope
     query = b"?" + scope["query_string"] if scope["query_string"] else b""
+    kind = kind_before_data(scope["raw_path"] + query, start)
+    if kind is None or error.retry_after_s is None:
+        return
     timeout_s = resources.settings.api.request_timeout_s if timeout_ms is None else timeout_ms / 1000
     resources.intake.remember(
-        scope["raw_path"] + query + before,
+        kind,
         timeout_s=timeout_s,
         late_s=error.retry_after_s,
         now=time.monotonic(),
