@@ -22,7 +22,7 @@ endef
 LIBPYTHON = $(shell $(PYTHON) -c 'import sys; print("libpython%d.%d" % sys.version_info[:2])')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test check fmt test-unit test-integration test-e2e test-deep bench bench-parts bench-peers bench-tools docs lock clean
+.PHONY: help setup serve demo test check fmt test-unit test-integration test-e2e test-deep bench bench-parts bench-peers bench-tools simulate docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -97,6 +97,9 @@ bench-parts: setup ## the stages of a request, Monte Carlo dropout, starts and l
 bench-tools: # the load generators; without them slower ones in Python do
 	@command -v wrk >/dev/null || { $(call apt_install,wrk); } || true
 	@command -v h2load >/dev/null || { $(call apt_install,nghttp2-client); } || true
+
+simulate: setup ## do the weights of ensembles learn, do their intervals hold? Renews docs/ensembles_validation.md
+	$(BIN)/python -m benchmarks.simulate --full
 
 bench-peers: setup bench-tools ## other servers of the same model against ours; installs them into .bench/ the first time
 	$(BIN)/python -m benchmarks.peers

@@ -19,6 +19,7 @@ import tritonclient.grpc
 from rich.progress import track
 
 from benchmarks import bodies, deployment, results
+from benchmarks.arguments import no_options
 from benchmarks.bodies import Window
 from benchmarks.measure import Spread, spread
 from benchmarks.results import Figure
@@ -134,4 +135,5 @@ def medians(rounds: list[list[float]]) -> Spread:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     raise SystemExit(main())

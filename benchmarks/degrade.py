@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks import bodies, deployment, results
+from benchmarks.arguments import no_options
 from benchmarks.bodies import Window
 from benchmarks.deployment import PREDICT, publish_full_size
 from benchmarks.load import LoadResult, run_open_http
@@ -135,4 +136,5 @@ def in_time(load: LoadResult) -> float:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     raise SystemExit(main())

@@ -23,6 +23,7 @@ import onnxruntime
 import psutil
 from rich.progress import track
 
+from benchmarks.arguments import no_options
 from tests.support.server import ROOT, Server, running_server, wait_until
 
 Note = Callable[[str, float], None]
@@ -124,4 +125,5 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     sys.exit(main())

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import bodies, deployment, results, triton_statistics
+from benchmarks.arguments import no_options
 from benchmarks.deployment import GRPC, PYTHON_GRPC, REST_JSON, ask_once, publish_full_size
 from benchmarks.measure import Measurement, Spread, measure, progress, ratio, select, spread, summary
 from benchmarks.results import Figure
@@ -106,4 +107,5 @@ def outside_model(row: Measurement, triton: TritonStatistics) -> float:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     raise SystemExit(main())

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks import bodies, deployment, results
+from benchmarks.arguments import no_options
 from benchmarks.measure import progress, spread
 from benchmarks.results import Figure
 from benchmarks.system import System, memory_bytes
@@ -75,4 +76,5 @@ def worker_memory(server: Server) -> int:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     raise SystemExit(main())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import bodies, deployment, results
+from benchmarks.arguments import no_options
 from benchmarks.bodies import Window
 from benchmarks.deployment import PREDICT, publish_full_size
 from benchmarks.load import LoadResult, run_open_http
@@ -164,4 +165,5 @@ def line(load: LoadResult) -> str:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     raise SystemExit(main())

@@ -17,6 +17,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from benchmarks import bodies, deployment, results
+from benchmarks.arguments import no_options
 from benchmarks.load import LoadResult, run_python
 from benchmarks.measure import compare, ratio, select, summary
 from benchmarks.results import Figure
@@ -119,4 +120,5 @@ def in_ours(server: Server) -> System:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     raise SystemExit(main())

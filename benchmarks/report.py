@@ -15,6 +15,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from benchmarks.arguments import no_options
 from benchmarks.results import FOLDER
 
 PAGE = Path(__file__).parent.parent / "docs/performance.md"
@@ -153,4 +154,5 @@ def number(value: float) -> str:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     sys.exit(main())

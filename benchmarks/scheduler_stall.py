@@ -22,6 +22,7 @@ from rich.progress import track
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.aio import InferenceServerClient, InferInput
 
+from benchmarks.arguments import no_options
 from control_plane.embedded.triton import TritonOptions, TritonServer
 from tests.support.repository import FEATURES, write_identity_like_model
 
@@ -97,4 +98,5 @@ async def _ask(client: InferenceServerClient, model: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     sys.exit(asyncio.run(main()))

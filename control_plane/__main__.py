@@ -116,11 +116,15 @@ def tune(
     """
     if apply and not search:
         raise typer.BadParameter("--apply needs --search.")
+    from control_plane.tune.plot import ending_fault  # noqa: PLC0415  `serve` needs none of it
+
+    if plot is not None and not no_plot and (fault := ending_fault(plot)) is not None:
+        raise typer.BadParameter(fault, param_hint="--plot")
     settings = _settings(config)
     configure_logs(debug=settings.api.debug, log_format="console", is_quiet=True)
     from control_plane.models.tuning.configurations import available_cores  # noqa: PLC0415
     from control_plane.models.tuning.tuner import TuningRequest  # noqa: PLC0415
-    from control_plane.tune.command import TuneOptions, run_tune  # noqa: PLC0415  `serve` needs none of it
+    from control_plane.tune.command import TuneOptions, run_tune  # noqa: PLC0415
 
     options = TuneOptions(
         model=model,

@@ -1,13 +1,24 @@
 """Builds the application: the resources in its lifespan, the routers on top."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
 
 from control_plane import __version__
-from control_plane.api import docs, health, metrics, models, predict, serving, v2, version
+from control_plane.api import (
+    docs,
+    ensembles,
+    feedback,
+    health,
+    metrics,
+    models,
+    predict,
+    serving,
+    v2,
+    version,
+)
 from control_plane.api.body_limit import BodyLimit
 from control_plane.api.direct import DirectRoutes, ServingApp
 from control_plane.api.draining import Draining
@@ -16,6 +27,11 @@ from control_plane.api.middleware import RequestEnvelope
 from control_plane.api.problem import install_handlers
 from control_plane.api.resources import Resources
 from control_plane.background import background_tasks
+from control_plane.ensembles.feedback import FeedbackDesk
+from control_plane.ensembles.operations import EnsembleOperations
+from control_plane.ensembles.recorder import DecisionRecorder
+from control_plane.ensembles.weights import LearnedWeights
+from control_plane.errors import RedisUnavailable
 from control_plane.inference.dispatcher import Infer
 from control_plane.inference.predictor import Predictor
 from control_plane.models.aliases import Aliases
@@ -25,6 +41,7 @@ from control_plane.models.operations import ModelOperations
 from control_plane.models.reconciler import Reconciler
 from control_plane.models.registry import ModelRegistry
 from control_plane.settings import Settings
+from control_plane.store.ensembles import EnsembleStore
 from control_plane.store.lock import Locks
 from control_plane.store.redis import open_store
 from control_plane.triton.client import connect
@@ -57,7 +74,14 @@ def create_app(settings: Settings, *, draining: Draining | None = None) -> FastA
     )
     install_handlers(app)
     app.router.routes.extend([*predict.routes(API_PREFIX), *v2.routes()])
-    for router in (models.router, serving.router, health.router, metrics.router):
+    for router in (
+        models.router,
+        serving.router,
+        ensembles.router,
+        feedback.router,
+        health.router,
+        metrics.router,
+    ):
         app.include_router(router, prefix=API_PREFIX)
     app.include_router(metrics.root_router)
     app.include_router(version.router)
@@ -97,12 +121,26 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
             cache=cache,
             infer=infer,
         )
-        predictor = Predictor(registry=registry, cache=cache, infer=infer, settings=settings)
+        store = EnsembleStore(
+            redis, retention_s=settings.feedback.retention_s, log_size=settings.ensembles.log_size
+        )
+        weights = LearnedWeights(store, registry, settings.ensembles)
+        recorder = DecisionRecorder(store, settings.feedback)
+        predictor = Predictor(
+            registry=registry,
+            cache=cache,
+            infer=infer,
+            settings=settings,
+            weights=weights,
+            decisions=recorder,
+        )
         reconciler = Reconciler(
             settings=settings, triton=triton, registry=registry, aliases=aliases, cache=cache
         )
         fallbacks = FallbackKeeper(settings=settings, registry=registry, cache=cache)
         await registry.refresh()
+        with suppress(RedisUnavailable):
+            await weights.refresh()
         await stack.enter_async_context(
             background_tasks(
                 {
@@ -112,11 +150,14 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
                     "model_operations": operations.run,
                     "fallbacks": fallbacks.run,
                     "dispatcher_sweeper": predictor.run_sweeper,
+                    "ensemble_weights": weights.run,
+                    "decision_recorder": recorder.run,
                 }
             )
         )
         # In reverse: predictions end first, then loads, and the flusher writes what they counted.
         stack.push_async_callback(cache.aclose)
+        stack.push_async_callback(recorder.aclose)
         stack.push_async_callback(operations.aclose)
         stack.push_async_callback(predictor.close, timeout_s=settings.api.shutdown_timeout_s)
         yield Resources(
@@ -127,6 +168,14 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
             cache=cache,
             operations=operations,
             predictor=predictor,
+            feedback=FeedbackDesk(
+                store=store,
+                registry=registry,
+                recorder=recorder,
+                weights=weights,
+                settings=settings.feedback,
+            ),
+            ensembles=EnsembleOperations(store=store, registry=registry),
             draining=draining,
             intake=Intake(max_waiting=settings.batch_processing.max_queue_size),
         )

@@ -10,10 +10,14 @@ ServingError
 │   ├── UnknownAlias
 │   ├── UnknownExperiment
 │   ├── UnknownJob
+│   ├── UnknownRequest               no decision is kept under this request id
 │   └── FileMissing                  nothing at the given file_path
 ├── Conflict                    409
 │   ├── VersionConflict              same version, other content
-│   └── ModelInUse                   in use by requests or an experiment
+│   ├── ModelInUse                   in use by requests or an experiment
+│   ├── FeedbackConflict             other feedback was given to the request before
+│   └── EnsembleChanged              an ensemble changed again and again while it was to be changed
+├── FeedbackExpired             410  the request is older than feedback is taken for
 ├── PayloadTooLarge             413
 ├── UnsupportedMediaType        415  a body of a type that is not read here
 ├── InvalidInput                422  wrong shape, type or value
@@ -115,6 +119,10 @@ class UnknownJob(NotFound):
     """No such load job, or it was forgotten."""
 
 
+class UnknownRequest(NotFound):
+    """No decision is kept under this request id."""
+
+
 class FileMissing(NotFound):
     """Nothing lies at the given file path."""
 
@@ -129,6 +137,18 @@ class VersionConflict(Conflict):
 
 class ModelInUse(Conflict):
     """The version is needed by something that runs."""
+
+
+class FeedbackConflict(Conflict):
+    """Other feedback was given to the request before."""
+
+
+class EnsembleChanged(Conflict):
+    """The ensemble changed meanwhile, as often as it was tried."""
+
+
+class FeedbackExpired(ServingError):
+    """The request is older than feedback is taken for."""
 
 
 class PayloadTooLarge(ServingError):
@@ -219,10 +239,14 @@ PROBLEMS: dict[type[ServingError], Problem] = {
     UnknownAlias: Problem(slug="unknown-alias", status=404, title="Unknown alias"),
     UnknownExperiment: Problem(slug="unknown-experiment", status=404, title="Unknown experiment"),
     UnknownJob: Problem(slug="unknown-job", status=404, title="Unknown job"),
+    UnknownRequest: Problem(slug="unknown-request", status=404, title="Unknown request"),
     FileMissing: Problem(slug="file-missing", status=404, title="File not found"),
     Conflict: Problem(slug="conflict", status=409, title="Conflict"),
     VersionConflict: Problem(slug="version-conflict", status=409, title="Version exists with other content"),
     ModelInUse: Problem(slug="model-in-use", status=409, title="Model in use"),
+    FeedbackConflict: Problem(slug="feedback-conflict", status=409, title="Other feedback was given before"),
+    EnsembleChanged: Problem(slug="ensemble-changed", status=409, title="Ensemble changed meanwhile"),
+    FeedbackExpired: Problem(slug="feedback-expired", status=410, title="Too late for feedback"),
     PayloadTooLarge: Problem(slug="payload-too-large", status=413, title="Payload too large"),
     UnsupportedMediaType: Problem(slug="unsupported-media-type", status=415, title="Unsupported media type"),
     InvalidInput: Problem(slug="invalid-input", status=422, title="Invalid input"),

@@ -159,6 +159,30 @@ class LimitsSettings(Section):
     """Largest request body, in bytes."""
 
 
+class FeedbackSettings(Section):
+    """What is kept of an ensemble's decisions until their rewards come."""
+
+    retention_s: Seconds = 259_200.0
+    """How long a decision waits for its feedback, in seconds; it takes about 400 bytes of Redis, rewarded 600."""
+    max_rows: int = Field(default=64, ge=1, le=1000)
+    """Decisions are kept of requests of at most so many rows."""
+    max_waiting: int = Field(default=20_000, ge=1)
+    """Most decisions that a worker holds back while Redis is away; more are dropped and counted."""
+    flush_interval_s: Seconds = 0.2
+    """How often a worker writes its decisions, in seconds."""
+
+
+class EnsemblesSettings(Section):
+    """Ensembles whose weights learn."""
+
+    log_size: int = Field(default=50_000, ge=100, le=1_000_000)
+    """Rewarded decisions that each ensemble keeps for its evaluation; about 200 bytes of Redis each."""
+    poll_interval_s: Seconds = 1.0
+    """How often a worker looks for what others learned, where Redis' messages were lost, in seconds."""
+    history_interval_s: Seconds = 60.0
+    """Time between two points of the weights' history, in seconds; the last 1,440 are kept."""
+
+
 class EmbeddedSettings(Section):
     """What `serve` keeps when it embeds Triton or Redis."""
 
@@ -176,6 +200,8 @@ class Settings(Section):
     batch_processing: BatchProcessingSettings = BatchProcessingSettings()
     models: ModelsSettings = ModelsSettings()
     limits: LimitsSettings = LimitsSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
+    ensembles: EnsemblesSettings = EnsemblesSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
     log_format: Literal["json", "console"] = "json"
     """Logs as JSON lines, or for people."""

@@ -7,6 +7,8 @@ Exit code 1 when the three differ by more than 1e-4 relative.
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,6 +17,7 @@ import tritonclient.grpc
 import tritonclient.http
 from rich.console import Console
 from rich.table import Table
+from tritonclient.utils import InferenceServerException
 
 OUTPUTS = ("classification_probs", "regression_pred")
 WINDOWS = Path(__file__).parent.parent / "checkpoints/eurusd_test_windows.npz"
@@ -35,11 +38,12 @@ def main() -> int:
     window = np.load(WINDOWS)["x"][:1]
 
     # REST first: a version that isn't loaded is loaded by the control plane, which Triton alone doesn't do.
-    answers = {
-        "REST": by_rest(arguments.api, arguments.version, window),
-        "Triton HTTP": by_http(arguments.http, model, window),
-        "Triton gRPC": by_grpc(arguments.grpc, model, window),
-    }
+    with named("REST API", arguments.api, "--api"):
+        answers = {"REST": by_rest(arguments.api, arguments.version, window)}
+    with named("Triton (HTTP)", arguments.http, "--http"):
+        answers["Triton HTTP"] = by_http(arguments.http, model, window)
+    with named("Triton (gRPC)", arguments.grpc, "--grpc"):
+        answers["Triton gRPC"] = by_grpc(arguments.grpc, model, window)
     table = Table(title=f"{model}, one real window")
     table.add_column("way")
     for name in OUTPUTS:
@@ -55,6 +59,17 @@ def main() -> int:
     )
     console.print(f"largest relative difference: {worst:.1e}")
     return 0 if worst < TOLERANCE else 1
+
+
+@contextmanager
+def named(server: str, url: str, option: str) -> Iterator[None]:
+    """Ends the program with one sentence where the server doesn't answer."""
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, InferenceServerException, OSError) as error:
+        sys.exit(
+            f"The {server} doesn't answer at {url} ({error}). Run `make serve` first, or name the server with {option}."
+        )
 
 
 def by_rest(api: str, version: str, window: np.ndarray) -> dict[str, np.ndarray]:

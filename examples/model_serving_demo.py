@@ -23,6 +23,7 @@ from control_plane.client import (
     Client,
     ClientError,
     FailedPrediction,
+    FeedbackItem,
     InvalidRequest,
     NotFound,
     Prediction,
@@ -31,7 +32,10 @@ from control_plane.client import (
 )
 
 MODEL = "cnn_lstm_hybrid"
-WINDOWS = Path(__file__).parent.parent / "checkpoints/eurusd_test_windows.npz"
+ENSEMBLE = "rl_ensemble"
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+WINDOWS = CHECKPOINTS / "eurusd_test_windows.npz"
+OBSERVATIONS = CHECKPOINTS / "eurusd_test_observations.npz"
 
 console = Console()
 
@@ -52,6 +56,7 @@ class Tour:
             ("A forecast with its uncertainty", self.forecast),
             ("Two versions side by side", self.two_versions),
             ("A batch of requests", self.batch),
+            ("Decisions that learn from their rewards", self.ensemble),
             ("Load and unload", self.load_and_unload),
             ("An alias, moved and moved back", self.alias),
             ("Identical requests, from memory", self.response_cache),
@@ -154,6 +159,45 @@ class Tour:
             f"{answer.total_processing_time_ms} ms"
         )
         assert failed == {3: 422}
+
+    def ensemble(self) -> None:
+        if (
+            not any(model.model_type == ENSEMBLE for model in self.client.models())
+            or not OBSERVATIONS.exists()
+        ):
+            console.print(
+                f"Skipped: no version of {ENSEMBLE} is registered here, or {OBSERVATIONS.name} isn't there."
+            )
+            return
+        with np.load(OBSERVATIONS) as archive:
+            observations = archive["x"][:3].astype(np.float32)
+            returns_bp = archive["next_return_bp"][:3]
+        answer = self.client.predict(ENSEMBLE, observations, action_selection="sample")
+        names = self.client.model(ENSEMBLE, answer.model_version).card["class_names"]
+        actions, propensity = answer.predictions["action"], answer.predictions["propensity"]
+        # sell, hold and buy are positions of -1, 0 and 1; what they earn is the next hour's return.
+        rewards = (actions - 1) * returns_bp
+        results = self.client.give_feedback(
+            [FeedbackItem(answer.request_id, reward=reward, row=row) for row, reward in enumerate(rewards)]
+        )
+        table = Table("observation", "action", "its probability", "reward (bp)", "feedback")
+        for row, result in enumerate(results):
+            table.add_row(
+                str(row), names[actions[row]], f"{propensity[row]:.2f}", f"{rewards[row]:+.2f}", result.status
+            )
+        console.print(table)
+        assert [result.status for result in results] == ["accepted"] * 3
+        again = self.client.give_feedback([FeedbackItem(answer.request_id, reward=rewards[0])])
+        assert again[0].status == "duplicate"
+        info = self.client.ensemble(f"{ENSEMBLE}-{answer.model_version}")
+        table = Table("agent", "weight", "mean reward (bp)", "effective rewards")
+        for agent, weight in info.weights.items():
+            posterior = info.posteriors[agent]
+            mean = "–" if posterior.mean is None else f"{posterior.mean:+.2f}"
+            table.add_row(agent, f"{weight:.3f}", mean, f"{posterior.pulls:.1f}")
+        console.print(table)
+        console.print(f"{info.model}: {info.policy}, after {info.rewards} rewards")
+        assert abs(sum(info.weights.values()) - 1) < 1e-6
 
     def load_and_unload(self) -> None:
         loaded = self.client.load_model(MODEL, "v0.9-demo", file_path="checkpoints/cnn_lstm_hybrid-v1.0.pth")

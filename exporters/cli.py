@@ -1,19 +1,16 @@
 """The exporters' command line. Each command parses, calls one function, and prints; nothing is decided here."""
 
-import json
-import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from exporters.errors import ExportError, InvalidConfig, InvalidModel
+from exporters.command import configuration_of, run_export
+from exporters.errors import ExportError, InvalidModel
 from exporters.limits import DEFAULT_LIMITS, MIN_MEMORY_MB, Limits, apply_limits, translated_limits
-from exporters.protocol import STAGE_PROGRESS, ExportRequest, OnStage, Stage, Status
+from exporters.protocol import ExportRequest
 from exporters.spec import Device, ModelFormat
 
 app = typer.Typer(
@@ -29,6 +26,7 @@ app = typer.Typer(
 Examples:
   python -m exporters hybrid models/model.pth --version v1.0
   python -m exporters hybrid models/model.pth --version v1.1 --format torchscript --device gpu
+  python -m exporters rl_ensemble models/agents --version v1.0
   python -m exporters ready-made volatility models/volatility.onnx --version 2024.1
   python -m exporters check model_repository
 
@@ -58,6 +56,7 @@ Settings = Annotated[
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="JSON file with the configuration; --set wins.")
 ]
+FormatOption = Annotated[ModelFormat, typer.Option("--format", help="Format of the artefact.")]
 DeviceOption = Annotated[
     Device, typer.Option(help="Where Triton places the model; auto: a GPU where there is one.")
 ]
@@ -84,9 +83,7 @@ def hybrid(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.pth, .pt) of a CNN-LSTM hybrid.")],
     *,
     version: Version,
-    model_format: Annotated[
-        ModelFormat, typer.Option("--format", help="Format of the artefact.")
-    ] = ModelFormat.ONNX,
+    model_format: FormatOption = ModelFormat.ONNX,
     device: DeviceOption = Device.AUTO,
     settings: Settings = None,
     config: ConfigFile = None,
@@ -121,13 +118,13 @@ def hybrid(
 
         values = read_normalization(normalization)
         parsed = {"mean": list(values.mean), "scale": list(values.scale)}
-    _export(
+    run_export(
         ExportRequest(
             model_type="cnn_lstm_hybrid",
             version=version,
             file_path=str(checkpoint.absolute()),
             repository=str(repository.absolute()),
-            config=_configuration(config, settings),
+            config=configuration_of(config, settings),
             format=model_format,
             device=device,
             overwrite=overwrite,
@@ -136,6 +133,49 @@ def hybrid(
             instance_count=instances,
             gpus=tuple(gpus or ()),
             tensorrt=tensorrt,
+        )
+    )
+
+
+@app.command("rl_ensemble")
+def rl_ensemble(
+    agents: Annotated[
+        Path, typer.Argument(help="Folder of Stable-Baselines3 zips, a zip of such zips, or one agent's zip.")
+    ],
+    *,
+    version: Version,
+    model_format: FormatOption = ModelFormat.ONNX,
+    device: DeviceOption = Device.AUTO,
+    settings: Settings = None,
+    config: ConfigFile = None,
+    repository: Repository = Path("model_repository"),
+    overwrite: Overwrite = False,
+    max_batch_size: MaxBatch = None,
+    instances: Instances = None,
+) -> None:
+    """Exports Stable-Baselines3 agents as one ensemble, whose weights come with each request.
+
+    \b
+    Examples:
+      python -m exporters rl_ensemble models/agents --version v1.0
+      python -m exporters rl_ensemble models/agents.zip --version v1.1 --set q_temperature=0.5
+
+    Agents are MlpPolicy ones of PPO, A2C, SAC, TD3 and DQN, as model.save() writes them. A manifest.json beside them
+    names them and says how they act together; docs/exporters.md describes it. Real observations beside or among them
+    (*_observations.npz) are used in the verification.
+    """
+    run_export(
+        ExportRequest(
+            model_type="rl_ensemble",
+            version=version,
+            file_path=str(agents.absolute()),
+            repository=str(repository.absolute()),
+            config=configuration_of(config, settings),
+            format=model_format,
+            device=device,
+            overwrite=overwrite,
+            max_batch_size=max_batch_size,
+            instance_count=instances,
         )
     )
 
@@ -171,13 +211,13 @@ def ready_made(
     [{"name": "x", "shape": [50, -1], "datatype": "FP32"}] without the batch axis, or in a config.pbtxt beside the
     file. Such a config.pbtxt is taken over where it fits the model.
     """
-    _export(
+    run_export(
         ExportRequest(
             model_type=model_type,
             version=version,
             file_path=str(file.absolute()),
             repository=str(repository.absolute()),
-            config=_configuration(config, settings),
+            config=configuration_of(config, settings),
             device=device,
             overwrite=overwrite,
             max_batch_size=max_batch_size,
@@ -255,9 +295,10 @@ def run(
 
 @app.command()
 def publish_missing(
-    checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints named TYPE-VERSION.pth.")] = Path(
-        "checkpoints"
-    ),
+    checkpoints: Annotated[
+        Path,
+        typer.Option(help="Folder of checkpoints named TYPE-VERSION.pth, agents rl_ensemble-VERSION(.zip)."),
+    ] = Path("checkpoints"),
     repository: Repository = Path("model_repository"),
 ) -> None:
     """Publishes each checkpoint of a folder that isn't published yet; returns at once when all are.
@@ -271,7 +312,7 @@ def publish_missing(
         if entry.published:
             typer.echo(f"{entry.triton_model} is published.")
             continue
-        _export(
+        run_export(
             ExportRequest(
                 model_type=entry.model_type,
                 version=entry.version,
@@ -282,64 +323,6 @@ def publish_missing(
         )
     if not found:
         typer.echo(f"{checkpoints} holds no checkpoints named TYPE-VERSION.pth.")
-
-
-def _configuration(file: Path | None, settings: list[str] | None) -> dict[str, Any] | None:
-    values: dict[str, Any] = {}
-    if file is not None:
-        try:
-            loaded = json.loads(file.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise InvalidConfig(f"{file} can't be read as JSON.", got=str(error)[:200]) from error
-        if not isinstance(loaded, dict):
-            raise InvalidConfig(f"{file} doesn't hold a JSON object.", got=type(loaded).__name__)
-        values |= loaded
-    for setting in settings or ():
-        key, separator, text = setting.partition("=")
-        if not separator or not key:
-            raise InvalidConfig(
-                "--set isn't KEY=VALUE.", expected="e.g. --set sequence_length=60", got=setting
-            )
-        try:
-            values[key] = json.loads(text)
-        except (ValueError, RecursionError):
-            values[key] = text
-    return values if file is not None or settings else None
-
-
-def _export(request: ExportRequest) -> None:
-    from exporters.pipeline import export  # noqa: PLC0415 - keeps --help fast
-
-    with _progress(request.triton_model) as on_stage:
-        result = export(request, on_stage=on_stage)
-    card = result.card
-    for warning in card.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    if result.status is Status.UNCHANGED:
-        typer.echo(f"{card.triton_model} is published already, with the same content.")
-        return
-    error = card.verification.max_relative_error
-    verified = "tried" if error is None else f"largest relative error {error:.1e}"
-    typer.echo(f"Published {card.triton_model}: {card.format}, {card.size_bytes / 1e6:.1f} MB, {verified}.")
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[OnStage]:
-    """Shows the stages on standard error: a bar on a terminal, a line each elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda stage: typer.echo(f"{name}: {stage}", err=True)
-        return
-    from rich.console import Console  # noqa: PLC0415 - only on a terminal
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(name, total=1.0)
-
-        def show(stage: Stage) -> None:
-            progress.update(task, description=f"{name}: {stage}", completed=STAGE_PROGRESS[stage])
-
-        yield show
 
 
 def main(arguments: list[str] | None = None) -> None:

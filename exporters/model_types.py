@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from exporters.card import CardTensor
-from exporters.errors import InvalidModel
+from exporters.errors import InvalidConfig, InvalidModel
 
 _DYNAMIC = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownType:
-    """The tensors that a known type must have; letters stand for sizes that must agree, `time` for a dynamic axis."""
+    """The tensors that a known type must have; letters stand for sizes that must agree, `time`
+    for a dynamic axis, digits for themselves."""
 
     inputs: Mapping[str, tuple[str, ...]]
     outputs: Mapping[str, tuple[str, ...]]
@@ -29,6 +31,16 @@ KNOWN_TYPES: Mapping[str, KnownType] = {
             "member_regression": ("M", "R"),
             "ensemble_weights": ("M",),
             "attention_weights": ("time",),
+        },
+    ),
+    "rl_ensemble": KnownType(
+        inputs={"x": ("features",), "weights": ("A",)},
+        outputs={
+            "action_probs": ("K",),
+            "value": ("1",),
+            "agent_action_probs": ("A", "K"),
+            "agent_values": ("A",),
+            "agent_actions": ("A", "D"),
         },
     ),
 }
@@ -59,12 +71,34 @@ def check_type(model_type: str, inputs: tuple[CardTensor, ...], outputs: tuple[C
             _check_axes(given[name], axes, sizes, model_type)
 
 
+def check_agents(config: Mapping[str, Any], inputs: tuple[CardTensor, ...]) -> None:
+    """Holds the agents that a ready-made `rl_ensemble`'s configuration names to its tensors; it may name none.
+
+    Raises:
+        InvalidConfig: not a list of objects with names, each once, or of another number than the model's weights.
+    """
+    agents = config.get("agents")
+    if agents is None:
+        return
+    count = next((tensor.shape[0] for tensor in inputs if tensor.name == "weights"), 0)
+    named = agents if isinstance(agents, list) else []
+    names = [agent.get("name") if isinstance(agent, dict) else None for agent in named]
+    if not all(isinstance(name, str) for name in names) or not len(names) == len(set(names)) == count:
+        raise InvalidConfig(
+            "config.agents aren't the model's.",
+            expected=f'{count} objects with a "name", each once, in the order of the input weights',
+            got=repr(agents)[:200],
+            remedy="Correct it, or leave it out: the agents are then numbered.",
+        )
+
+
 def _check_axes(tensor: CardTensor, axes: tuple[str, ...], sizes: dict[str, int], model_type: str) -> None:
     fits = tensor.datatype == "FP32" and len(tensor.shape) == len(axes)
     for axis, size in zip(axes, tensor.shape, strict=False):
         if axis == "time":
             continue
-        fits = fits and size != _DYNAMIC and sizes.setdefault(axis, size) == size
+        wanted = int(axis) if axis.isdigit() else sizes.setdefault(axis, size)
+        fits = fits and size != _DYNAMIC and size == wanted
     if not fits:
         raise InvalidModel(
             f"{tensor.name} doesn't have the shape that {model_type} gives it.",

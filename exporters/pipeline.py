@@ -1,7 +1,8 @@
 """One export from request to published version: read, build, export, verify, publish.
 
 What a file is decides the route: weights (a torch checkpoint) are built into a graph here; graphs (ONNX,
-TorchScript) go through `exporters.ready_made`. torch is imported only once it is clear that there is something to do.
+TorchScript) go through `exporters.ready_made`, agents through `exporters.rl.export`. torch is imported only once it is
+clear that there is something to do.
 """
 
 from collections.abc import Mapping
@@ -18,12 +19,12 @@ from exporters.card import (
 from exporters.checkpoints.identify import DEFAULT_MAX_BYTES, FileKind, identify
 from exporters.checkpoints.normalization import find_normalization
 from exporters.checkpoints.reader import Checkpoint, open_checkpoint
-from exporters.config_pbtxt import ServingOptions
 from exporters.errors import InvalidConfig, UnsupportedCheckpoint
 from exporters.hybrid.config import DEFAULT_SEED, INFERRED_FROM, ConfigOrigin, HybridConfig, read_fields
 from exporters.protocol import ExportRequest, OnStage, Stage, Status, check_request
 from exporters.publication import locked
-from exporters.spec import OPSET, Device, ModelFormat, Normalization
+from exporters.spec import OPSET, ModelFormat, Normalization
+from exporters.user_config import options_of
 
 HYBRID = "cnn_lstm_hybrid"
 RL_ENSEMBLE = "rl_ensemble"
@@ -54,18 +55,22 @@ def export(
     on_stage(Stage.READING)
     path = Path(request.file_path)
     kind = identify(path, max_bytes=max_bytes)
-    if request.model_type == RL_ENSEMBLE or kind is FileKind.STABLE_BASELINES3:
+    if kind is FileKind.STABLE_BASELINES3 and request.model_type != RL_ENSEMBLE:
         raise UnsupportedCheckpoint(
-            "Ensembles of Stable-Baselines3 agents can't be exported yet.",
-            expected="a cnn_lstm_hybrid checkpoint, or a ready-made ONNX or TorchScript model",
-            got=f"model type {request.model_type}, {kind}",
-            remedy="Export the policy as ONNX and publish it as a ready-made model of another type.",
+            f"Stable-Baselines3 agents can't be exported as {request.model_type}.",
+            expected=f"model type {RL_ENSEMBLE}",
+            got=f"{kind} for {request.model_type}",
+            remedy=f"Export them as {RL_ENSEMBLE}; one agent is an ensemble of one.",
         )
     with locked(Path(request.repository), request.triton_model):
         if kind in (FileKind.ONNX, FileKind.TORCHSCRIPT):
             from exporters.ready_made import export_ready_made  # noqa: PLC0415 - imports onnx
 
             status, card = export_ready_made(request, kind, on_stage=on_stage, max_bytes=max_bytes)
+        elif request.model_type == RL_ENSEMBLE:
+            from exporters.rl.export import export_agents  # noqa: PLC0415 - of this route only
+
+            status, card = export_agents(request, kind, on_stage=on_stage, max_bytes=max_bytes)
         else:
             status, card = _export_hybrid(request, on_stage=on_stage, max_bytes=max_bytes)
     return ExportResult(status=status, card=card)
@@ -99,19 +104,21 @@ def _export_hybrid(request: ExportRequest, *, on_stage: OnStage, max_bytes: int)
                 return Status.UNCHANGED, published
 
         on_stage(Stage.BUILDING)
-        from exporters import hybrid_export  # noqa: PLC0415 - imports torch
+        from exporters import graph_export, hybrid_export  # noqa: PLC0415 - import torch
+        from exporters.verification import find_real_input  # noqa: PLC0415
 
         model = hybrid_export.build(checkpoint, request.config, normalization)
     digest = _digest(request, checkpoint, model.config, model.class_names, model.feature_names, normalization)
     if draft.is_published(request, published, digest) and published is not None:
         return Status.UNCHANGED, published
-    card = hybrid_export.write(
+    card = graph_export.write(
         request,
         model,
         source=_source(checkpoint),
         digest=digest,
         model_format=_format(request),
-        options=_options(request),
+        options=options_of(request, None),
+        real_input=find_real_input(path.parent, model),
         on_stage=on_stage,
     )
     return Status.PUBLISHED, card
@@ -119,17 +126,6 @@ def _export_hybrid(request: ExportRequest, *, on_stage: OnStage, max_bytes: int)
 
 def _format(request: ExportRequest) -> ModelFormat:
     return request.format or ModelFormat.ONNX
-
-
-def _options(request: ExportRequest) -> ServingOptions:
-    defaults = ServingOptions()
-    return ServingOptions(
-        max_batch_size=request.max_batch_size or defaults.max_batch_size,
-        instance_count=request.instance_count or defaults.instance_count,
-        device=request.device or Device.AUTO,
-        gpus=request.gpus,
-        tensorrt=request.tensorrt,
-    )
 
 
 def _source(checkpoint: Checkpoint) -> CardSource:
@@ -152,9 +148,9 @@ def _digest(
         config={**config, "class_names": class_names, "feature_names": feature_names},
         normalization=normalization,
         model_format=_format(request),
-        device=_options(request).device,
+        device=options_of(request, None).device,
         options={
-            **_options(request).as_mapping(),
+            **options_of(request, None).as_mapping(),
             "opset": OPSET if _format(request) is ModelFormat.ONNX else None,
             "mask_seed": DEFAULT_SEED,
         },

@@ -23,7 +23,7 @@ from exporters.card import (
 from exporters.checkpoints.identify import FileKind, copy_regular
 from exporters.config_pbtxt import datatype_of
 from exporters.errors import InvalidConfig, InvalidModel
-from exporters.model_types import KNOWN_TYPES, check_type
+from exporters.model_types import KNOWN_TYPES, check_agents, check_type
 from exporters.onnx_file import OnnxFile, copy_onnx, read_onnx, write_onnx_file
 from exporters.protocol import ExportRequest, OnStage, Stage, Status
 from exporters.publication import staged
@@ -104,6 +104,8 @@ def export_ready_made(
         )
         outputs = card_tensors(_settle_outputs(request, signature, trial), model_format=model_format)
         check_type(request.model_type, inputs, outputs)
+        if request.model_type == "rl_ensemble":
+            check_agents(request.config or {}, inputs)
         on_stage(Stage.PUBLISHING)
         serving, warnings = merge_config(
             user, request, model_format=model_format, inputs=inputs, outputs=outputs, digest=digest
@@ -181,7 +183,7 @@ def _signature(
         return _Signature(inputs=_from_pbtxt(user.input), outputs=_from_pbtxt(user.output))
     known = KNOWN_TYPES.get(request.model_type)
     channels = config.get("input_dim")
-    if known is not None and isinstance(channels, int) and channels > 0:
+    if known is not None and "channels" in known.inputs["x"] and isinstance(channels, int) and channels > 0:
         return _Signature(
             inputs=tuple(
                 TensorSpec(

@@ -12,6 +12,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 
@@ -72,7 +74,9 @@ class ExportableModel:
     `module.forward` takes the tensors of `inputs` in order, each with a leading batch axis, and returns a
     tuple in the order of `outputs`. `example(batch, time)` draws inputs of that batch size (and time length,
     where the family has a time axis) from a fixed seed; `time_lengths` is what verification walks through,
-    empty for families without a time axis.
+    empty for families without a time axis. Verification compares with `reference` where there is one: a module of
+    the same inputs and outputs, written another way. `undecided` takes the reference's outputs and tells by name
+    which elements rounding alone decides (the index of the larger of two equal scores); those aren't compared.
     """
 
     module: nn.Module
@@ -87,3 +91,5 @@ class ExportableModel:
     class_names: tuple[str, ...] | None = None
     feature_names: tuple[str, ...] | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    reference: nn.Module | None = None
+    undecided: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[np.bool_]]] | None = None

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from exporters.checkpoints.archive import open_zip_safely
 from exporters.checkpoints.identify import open_regular
+from exporters.checkpoints.npz import open_array
 from exporters.errors import ExportError, InvalidModel, VerificationFailed
 from exporters.runtimes import Run, open_artefact
 from exporters.spec import ExportableModel, ModelFormat
@@ -34,6 +34,8 @@ SCALE_FLOOR = 1e-6
 
 REAL_INPUT_GLOB = "*_windows.npz"
 """Files beside a checkpoint that hold real input: `x` float32 [windows, channels, time]."""
+OBSERVATIONS_GLOB = "*_observations.npz"
+"""Files beside or among agents that hold real input: `x` float32 [observations, features]."""
 
 MAX_REAL_INPUT_BYTES = 64 << 20
 MAX_WINDOWS = 256
@@ -96,7 +98,7 @@ def verify(
     one kind of input: a scale for each tensor, so that single elements near zero do not blow it up.
 
     Args:
-        model: What was exported; its module is the reference.
+        model: What was exported; its module is the reference, if it has no other.
         artefact: The written file.
         model_format: Decides the runtime: ONNX Runtime on the CPU, or `torch.jit`.
         max_batch_size: The largest batch that will be served.
@@ -119,17 +121,18 @@ def verify(
     )
 
 
-def find_real_input(folder: Path, model: ExportableModel) -> Tensor | None:
+def find_real_input(folder: Path, model: ExportableModel, *, pattern: str = REAL_INPUT_GLOB) -> Tensor | None:
     """Finds windows of real input beside a checkpoint that fit the model's first input.
 
-    Takes the first `*_windows.npz` whose `x` has the model's channels and whose `feature_names`, where both
-    sides have them, are the model's. Files that are no such archive, or are larger than 64 MiB, are passed over:
-    they are not the export's business. What an array's header says is checked before any of it is read.
+    Takes the first `*_windows.npz` (or other `pattern`) whose `x` has the model's channels and whose
+    `feature_names`, where both sides have them, are the model's. Files that are no such archive, or are larger than
+    64 MiB, are passed over: they are not the export's business. What an array's header says is checked before any of
+    it is read.
 
     Returns:
-        Float32 [windows, channels, time], the first 256 windows; or None.
+        Float32 [windows, channels, time], or [observations, features], the first 256; or None.
     """
-    for path in sorted(folder.glob(REAL_INPUT_GLOB)):
+    for path in sorted(folder.glob(pattern)):
         try:
             x = _read_windows(path, model)
         except _NOT_WINDOWS:
@@ -143,7 +146,7 @@ def _read_windows(path: Path, model: ExportableModel) -> npt.NDArray[np.float32]
     stream, size_bytes = open_regular(path, max_bytes=MAX_REAL_INPUT_BYTES)
     with stream, open_zip_safely(stream, size_bytes) as archive:
         if "feature_names.npy" in archive.namelist() and model.feature_names is not None:
-            shape, dtype, member = _open_array(archive, "feature_names.npy")
+            shape, dtype, member = open_array(archive, "feature_names.npy")
             with member:
                 if (
                     shape != (len(model.feature_names),)
@@ -154,26 +157,13 @@ def _read_windows(path: Path, model: ExportableModel) -> npt.NDArray[np.float32]
                 names = np.frombuffer(member.read(shape[0] * dtype.itemsize), dtype=dtype)
             if tuple(map(str, names)) != model.feature_names:
                 return None
-        shape, dtype, member = _open_array(archive, "x.npy")
+        shape, dtype, member = open_array(archive, "x.npy")
         with member:
             read = (min(shape[0], MAX_WINDOWS), *shape[1:]) if shape else shape
             needed = math.prod(read) * dtype.itemsize
             if dtype != np.dtype("<f4") or not _fits(shape, model) or needed > MAX_REAL_INPUT_BYTES:
                 return None
             return np.frombuffer(bytearray(member.read(needed)), dtype=np.float32).reshape(read)
-
-
-def _open_array(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any], IO[bytes]]:
-    """An array's shape and dtype, and the stream of its data."""
-    member = archive.open(name)
-    version = np.lib.format.read_magic(member)  # type: ignore[no-untyped-call]
-    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
-        version
-    ]
-    shape, is_fortran, dtype = header(member)  # type: ignore[no-untyped-call]
-    if is_fortran and len(shape) > 1:
-        raise ValueError("columns first")
-    return shape, dtype, member
 
 
 def _fits(shape: Sequence[int], model: ExportableModel) -> bool:
@@ -213,13 +203,17 @@ def _compare(model: ExportableModel, run: Run, case: _Case, batch_sizes: Sequenc
         where = f"{case.where}, batch {batch}"
         inputs = case.inputs(batch)
         with torch.no_grad():
-            expected = [tensor.numpy() for tensor in model.module(*inputs)]
+            expected = [tensor.numpy() for tensor in (model.reference or model.module)(*inputs)]
         if case.real and not all(np.isfinite(ours).all() for ours in expected):
             return 0.0  # windows of another scale than the model's say nothing of the graph
         with _as_verification_failure(where):
             got = run([tensor.numpy() for tensor in inputs])
         if len(got) != len(expected):
             raise _different("number of outputs", where, str(len(expected)), str(len(got)))
+        names = [spec.name for spec in model.outputs]
+        undecided = (
+            {} if model.undecided is None else model.undecided(dict(zip(names, expected, strict=True)))
+        )
         for spec, ours, theirs in zip(model.outputs, expected, got, strict=True):
             if ours.shape != theirs.shape:
                 raise _different(
@@ -228,6 +222,8 @@ def _compare(model: ExportableModel, run: Run, case: _Case, batch_sizes: Sequenc
             if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
                 raise _different(f"'{spec.name}'", where, "finite values", "NaN or infinity")
             difference = np.abs(theirs.astype(np.float64) - ours.astype(np.float64))
+            if spec.name in undecided:
+                difference[undecided[spec.name]] = 0.0
             errors[spec.name] = max(errors[spec.name], float(difference.max(initial=0.0)))
             scales[spec.name] = max(scales[spec.name], float(np.abs(ours).max(initial=0.0)))
     relative = {name: error / max(scales[name], SCALE_FLOOR) for name, error in errors.items()}

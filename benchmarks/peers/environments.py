@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from benchmarks.arguments import no_options
 from benchmarks.peers.catalog import ENVIRONMENTS, IN_PROCESS, PEERS, Peer
 
 _TIMEOUT_S = 1200
@@ -84,4 +85,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     raise SystemExit(main())

@@ -16,11 +16,6 @@ _SMOOTHING = 0.05
 _FIRST_GUESS_S = 0.0003
 _CROWD = 8
 _MARGIN = 6.0
-_REMEMBERED_S = 0.02
-_MOST_REMEMBERED = 64
-_DATA = b'"data"'
-LONGEST_KIND = 256
-"""Bytes of a body in which its data must begin for it to have a kind."""
 
 
 class Intake:
@@ -30,23 +25,17 @@ class Intake:
         max_waiting: Most of them.
     """
 
-    __slots__ = ("_max_waiting", "_refused", "_turn_s", "waiting")
+    __slots__ = ("_max_waiting", "_turn_s", "waiting")
 
     def __init__(self, *, max_waiting: int) -> None:
         self.waiting = 0
         self._max_waiting = max_waiting
         self._turn_s = _FIRST_GUESS_S
-        self._refused: dict[bytes, tuple[float, float]] = {}
 
     @property
     def is_crowded(self) -> bool:
         """Whether it pays to look at a request's deadline before it is decoded."""
         return self.waiting >= _CROWD
-
-    @property
-    def remembers(self) -> bool:
-        """Whether a dispatcher refused something lately."""
-        return bool(self._refused)
 
     @property
     def wait_s(self) -> float:
@@ -74,29 +63,6 @@ class Intake:
         """
         return self.waiting >= self._max_waiting or self.wait_s * _MARGIN > timeout_s
 
-    def remember(self, kind: bytes, *, timeout_s: float, late_s: float, now: float) -> None:
-        """A dispatcher refused a request, since it would have come `late_s` seconds too late.
-
-        Until about then it would refuse all like it that give no more time, and each would cost its decoding.
-
-        Args:
-            kind: What such requests have in common: the same model, and nothing that changes their order.
-            timeout_s: The time that the refused one gave.
-            late_s: See above.
-            now: Monotonic seconds.
-        """
-        if len(self._refused) >= _MOST_REMEMBERED:
-            self._refused.clear()
-        self._refused[kind] = (now + min(late_s, _REMEMBERED_S), timeout_s)
-
-    def would_be_refused(self, kind: bytes, *, timeout_s: float, now: float) -> bool:
-        """Whether a request of this kind that comes now would be refused by its dispatcher, by the latest refusal."""
-        until, refused_s = self._refused.get(kind, (0.0, 0.0))
-        if until > now:
-            return timeout_s <= refused_s
-        self._refused.pop(kind, None)
-        return False
-
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -105,15 +71,3 @@ class Arrival:
     intake: Intake
     place: int
     at: float
-
-
-def kind_before_data(target: bytes, text: bytes, start: int = 0) -> bytes | None:
-    """The kind of a request, for `Intake.remember`: its target, and its body up to the data; None where that is far.
-
-    Args:
-        target: Path and query as they were sent.
-        text: Holds the body.
-        start: Where the body begins in it.
-    """
-    place = text.find(_DATA, start, start + LONGEST_KIND)
-    return None if place < 0 else target + text[start:place]

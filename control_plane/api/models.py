@@ -39,10 +39,11 @@ from control_plane.api.schemas.models import (
     TypesAnswer,
     VersionBody,
     WarmupAnswer,
-    WarmupBody,
+    WarmupBodyOrList,
     WarmupEntry,
 )
 from control_plane.api.schemas.serving import TuningAnswer, serving_answer
+from control_plane.ensembles.operations import check_policy_at_load
 from control_plane.models.aliases import AliasMove
 from control_plane.models.cache import ModelState
 from control_plane.models.card import CardTensor
@@ -93,6 +94,7 @@ async def load_model(request: Request, body: LoadBody) -> Response:
     The same version with the same content again changes nothing; with other content it is a 409 unless `overwrite`.
     """
     operations = resources_of(request).operations
+    check_policy_at_load(body.config)
     wanted = LoadRequest(**body.model_dump(exclude={"wait"}))
     if not body.wait:
         job_id = operations.start_load(wanted)
@@ -177,9 +179,8 @@ async def cache_stats(request: Request) -> CacheStatsAnswer:
 
 
 @router.post("/warmup", response_model=WarmupAnswer, responses=problems(*_INVALID))
-async def warm_up(request: Request, body: WarmupBody | list[VersionBody]) -> WarmupAnswer:
+async def warm_up(request: Request, body: WarmupBodyOrList) -> WarmupAnswer:
     """Loads versions ahead and runs one inference of zeros on each; with `tune`, measures them too."""
-    body = body if isinstance(body, WarmupBody) else WarmupBody.model_construct(models=body)
     results = await resources_of(request).operations.warmup.warm_up(
         [WarmupTarget(model_type=target.model_type, version=target.version) for target in body.models],
         tuning=TuningRequest(objective_p95_ms=body.p95_ms, seconds=body.seconds) if body.tune else None,

@@ -14,11 +14,11 @@ from starlette.routing import Route
 
 from control_plane.api.body import media_type_of, read_body, read_json_body, unless_client_leaves
 from control_plane.api.direct import Handler
-from control_plane.api.intake import LONGEST_KIND, RECEIVED, kind_before_data
+from control_plane.api.intake import RECEIVED
 from control_plane.api.problem import problem_document
 from control_plane.api.resources import request_id_of, resources_of
 from control_plane.api.schemas.predict import describe_paths
-from control_plane.errors import Overloaded, ServingError
+from control_plane.errors import ServingError
 from control_plane.inference.answers import BatchAnswer, FailedPrediction, to_json
 from control_plane.inference.arrow import ARROW_STREAM, is_available, read_arrow, write_arrow
 from control_plane.inference.batch import predict_batch
@@ -45,14 +45,10 @@ async def predict(request: Request) -> Response:
         except ServingError as error:
             predictor.refused(error, request_id=request_id)
             raise
-        start = body[:LONGEST_KIND]
         del body
         answer = await unless_client_leaves(
             request, lambda: predictor.predict(prediction, received=received, request_id=request_id)
         )
-    except Overloaded as error:
-        _remember(request, start, prediction.timeout_ms, error)
-        raise
     except ClientDisconnect:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
     if _prefers_arrow(request.scope["headers"]):
@@ -97,23 +93,6 @@ def routes(prefix: str = "/api/v1") -> list[Route]:
 def describe(document: dict[str, Any], prefix: str = "/api/v1") -> None:
     """Adds both routes to an OpenAPI document, in place."""
     describe_paths(document, prefix)
-
-
-def _remember(request: Request, start: bytes, timeout_ms: float | None, error: Overloaded) -> None:
-    """Lets the intake refuse the next of this kind before they are decoded."""
-    resources = resources_of(request)
-    scope = request.scope
-    query = b"?" + scope["query_string"] if scope["query_string"] else b""
-    kind = kind_before_data(scope["raw_path"] + query, start)
-    if kind is None or error.retry_after_s is None:
-        return
-    timeout_s = resources.settings.api.request_timeout_s if timeout_ms is None else timeout_ms / 1000
-    resources.intake.remember(
-        kind,
-        timeout_s=timeout_s,
-        late_s=error.retry_after_s,
-        now=time.monotonic(),
-    )
 
 
 def _decode(body: bytes, media_type: str, query: bytes) -> AnyPredictRequest:

@@ -4,7 +4,6 @@ Source: RFC 9457, sections 3.1 and 3.2. `request_id`, `errors`, `expected`, `got
 """
 
 import math
-import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -17,13 +16,23 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from control_plane.errors import FieldError, ServingError, problem_of
+from control_plane.errors import FieldError, MalformedRequest, ServingError, problem_of
+from control_plane.inference.explanations import syntax_fault
 
 log = structlog.get_logger()
 
 PROBLEM_JSON = "application/problem+json"
 _TYPE_BASE = "/docs/errors#"
 _LONGEST_TEXT = 2_000
+FRAMEWORK_SLUGS = {
+    HTTPStatus.BAD_REQUEST: "malformed-request",
+    HTTPStatus.UNAUTHORIZED: "unauthorized",
+    HTTPStatus.NOT_FOUND: "not-found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method-not-allowed",
+}
+"""Of the answers that the web framework gives itself."""
+OTHER_SLUG = "refused"
+"""Of those that it might yet give."""
 
 
 def problem_document(error: ServingError, *, request_id: str, instance: str) -> dict[str, Any]:
@@ -103,14 +112,10 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  registered for this class only
     entries = error.errors()
     if any(entry["type"] == "json_invalid" for entry in entries):
-        return _plain(
-            HTTPStatus.BAD_REQUEST,
-            slug="malformed-request",
-            title="Malformed request",
-            detail=f"The body is not valid JSON: {entries[0].get('ctx', {}).get('error', 'syntax error')}.",
-            request_id=request.state.request_id,
-            instance=request.url.path,
-        )
+        return serving_error_response(request, _malformed(str(error.body), entries[0]))
+    is_missing = any(entry["type"] == "missing" and entry["loc"] == ("body",) for entry in entries)
+    if is_missing and _is_empty(request) and (fault := syntax_fault(b"")) is not None:
+        return serving_error_response(request, fault)
     fields = [FieldError(path=_path(entry["loc"]), message=_message(entry)) for entry in entries]
     return _plain(
         HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -123,6 +128,23 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     )
 
 
+def _is_empty(request: Request) -> bool:
+    """Whether the request came without a body: `null` is one, though FastAPI takes both for none."""
+    return request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+
+
+def _malformed(body: str, entry: dict[str, Any]) -> ServingError:
+    """What `/predict` says of the same text. Where only Python's own parser finds a fault, what that says."""
+    fault = syntax_fault(body.encode("utf-8", "surrogatepass"))
+    reason = entry.get("ctx", {}).get("error", "syntax error")
+    return fault or MalformedRequest(
+        f"The body is not valid JSON: {reason}.",
+        expected="JSON in UTF-8 (RFC 8259)",
+        got=f"a fault at character {entry['loc'][-1]}",
+        remedy="Check the text there.",
+    )
+
+
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  registered for this class only
     status = HTTPStatus(error.status_code)
@@ -130,10 +152,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         HTTPStatus.NOT_FOUND: f"There is nothing at {request.url.path}. /docs lists the endpoints.",
         HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not allowed at {request.url.path}.",
     }.get(status, str(error.detail))
+    slug = FRAMEWORK_SLUGS.get(status)
     response = _plain(
         status,
-        slug=re.sub(r"[^a-z]+", "-", status.phrase.lower()),
-        title=status.phrase,
+        slug=slug or OTHER_SLUG,
+        title=slug.replace("-", " ").capitalize() if slug else status.phrase,
         detail=detail,
         request_id=request.state.request_id,
         instance=request.url.path,

@@ -7,6 +7,8 @@ from starlette.requests import HTTPConnection
 
 from control_plane.api.draining import Draining
 from control_plane.api.intake import Intake
+from control_plane.ensembles.feedback import FeedbackDesk
+from control_plane.ensembles.operations import EnsembleOperations
 from control_plane.inference.predictor import Predictor
 from control_plane.models.cache import ModelCache
 from control_plane.models.operations import ModelOperations
@@ -27,6 +29,8 @@ class Resources:
     cache: ModelCache
     operations: ModelOperations
     predictor: Predictor
+    feedback: FeedbackDesk
+    ensembles: EnsembleOperations
     draining: Draining
     intake: Intake
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 
@@ -22,6 +23,12 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 _CLIENT_CLOSED_REQUEST = 499
 _ROOT = "/v2"
+_OPTION = re.compile(r"\b(?:timeout_ms|on_overload)\b")
+_PROTOCOLS = {
+    "timeout_ms": "parameters.timeout (in microseconds)",
+    "on_overload": "parameters.on_overload",
+}
+"""What remedies call by the names of `POST /predict`."""
 
 
 def protocol_errors(handler: Handler) -> Handler:
@@ -49,6 +56,11 @@ def error_response(status: int, text: str, headers: dict[str, str] | None = None
     )
 
 
+def is_protocol(path: str) -> bool:
+    """Whether the path is one of the protocol's."""
+    return path == _ROOT or path.startswith(f"{_ROOT}/")
+
+
 def response_outside_routes(error: ServingError | None, *, request_id: str, path: str) -> Response:
     """The answer for an error that no route has seen, in the shape of its path: the protocol's, or a problem document.
 
@@ -57,13 +69,12 @@ def response_outside_routes(error: ServingError | None, *, request_id: str, path
         request_id: The request's id.
         path: The request's path.
     """
-    is_protocol = path == _ROOT or path.startswith(f"{_ROOT}/")
     if error is None:
         answer = unexpected_response(request_id, path)
-        if not is_protocol:
+        if not is_protocol(path):
             return answer
         return error_response(answer.status_code, str(orjson.loads(answer.body)["detail"]))
-    if is_protocol:
+    if is_protocol(path):
         return _response_of(error, request_id=request_id, path=path)
     return problem_response(error, request_id=request_id, instance=path)
 
@@ -100,6 +111,11 @@ class NoSuchRoute:
 
 def _response_of(error: ServingError, *, request_id: str, path: str) -> Response:
     document = problem_document(error, request_id=request_id, instance=path)
+    text = str(document["detail"])
+    # Not in the error itself: requests of both kinds may have it in common.
+    if error.remedy is not None and text.endswith(error.remedy):
+        remedy = _OPTION.sub(lambda found: _PROTOCOLS[found.group()], error.remedy)
+        text = text.removesuffix(error.remedy) + remedy
     retry_after_s = getattr(error, "retry_after_s", None)
     headers = None if retry_after_s is None else {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
-    return error_response(document["status"], document["detail"], headers)
+    return error_response(document["status"], text, headers)

@@ -26,11 +26,21 @@ from control_plane.client.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from control_plane.client.options import BodyFormat, LoadOptions, PredictItem, PredictOptions
+from control_plane.client.options import (
+    BodyFormat,
+    FeedbackItem,
+    LoadOptions,
+    PredictItem,
+    PredictOptions,
+    WarmUpOptions,
+)
 from control_plane.client.results import (
+    AgentPosterior,
     AliasMove,
     BatchResult,
+    EnsembleInfo,
     FailedPrediction,
+    FeedbackResult,
     Health,
     Interval,
     LoadedModel,
@@ -38,11 +48,13 @@ from control_plane.client.results import (
     Prediction,
     Uncertainty,
     WarmedModel,
+    WeightsPoint,
 )
 from control_plane.client.retries import RetryPolicy
 from control_plane.client.sync import Client
 
 __all__ = [
+    "AgentPosterior",
     "AliasMove",
     "AsyncClient",
     "BadAnswer",
@@ -53,7 +65,10 @@ __all__ = [
     "Conflict",
     "ConnectionFailed",
     "DeadlineExceeded",
+    "EnsembleInfo",
     "FailedPrediction",
+    "FeedbackItem",
+    "FeedbackResult",
     "Forbidden",
     "Health",
     "Interval",
@@ -73,5 +88,7 @@ __all__ = [
     "Unauthorized",
     "Uncertainty",
     "UnsupportedMediaType",
+    "WarmUpOptions",
     "WarmedModel",
+    "WeightsPoint",
 ]

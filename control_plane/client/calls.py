@@ -3,7 +3,7 @@
 import io
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -11,8 +11,16 @@ from urllib.parse import quote
 import numpy as np
 
 from control_plane.client import results
-from control_plane.client.errors import BadAnswer, ClientError, error_of
-from control_plane.client.options import BodyFormat, Data, LoadOptions, PredictItem, PredictOptions
+from control_plane.client.errors import BadAnswer, ClientError, InvalidRequest, error_of
+from control_plane.client.options import (
+    BodyFormat,
+    Data,
+    FeedbackItem,
+    LoadOptions,
+    PredictItem,
+    PredictOptions,
+    WarmUpOptions,
+)
 
 Result = TypeVar("Result")
 
@@ -21,6 +29,8 @@ _JSON = "application/json"
 _NPY = "application/x-npy"
 _LONGEST_TIMEOUT_MS = 600_000.0
 _OK = 200
+_ACCEPTED = frozenset({202})
+_MOST_FEEDBACK = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +127,12 @@ def predict(
 def predict_batch(items: Sequence[PredictItem], priority: int) -> Call[results.BatchResult]:
     """POST /predict/batch."""
     requests = [
-        {"model_type": item.model_type, "data": _nested(item.data), **_given(item.options)} for item in items
+        {
+            "model_type": item.model_type,
+            "data": _nested(item.data, f"items[{number}].data"),
+            **_given(item.options),
+        }
+        for number, item in enumerate(items)
     ]
 
     def message(left_s: float) -> Message:
@@ -138,10 +153,12 @@ def unload_model(model_type: str, version: str) -> Call[None]:
     return _plain("POST", "/models/unload", _nothing, {"model_type": model_type, "version": version})
 
 
-def warm_up(models: Sequence[tuple[str, str]]) -> Call[tuple[results.WarmedModel, ...]]:
+def warm_up(
+    models: Sequence[tuple[str, str]], options: WarmUpOptions
+) -> Call[tuple[results.WarmedModel, ...]]:
     """POST /models/warmup."""
-    body = [{"model_type": model_type, "version": version} for model_type, version in models]
-    return _plain("POST", "/models/warmup", results.read_warmup, body)
+    targets = [{"model_type": model_type, "version": version} for model_type, version in models]
+    return _plain("POST", "/models/warmup", results.read_warmup, {"models": targets, **options})
 
 
 def models() -> Call[tuple[results.ModelInfo, ...]]:
@@ -164,6 +181,18 @@ def remove_alias(model_type: str, alias: str) -> Call[results.AliasMove]:
     """DELETE /models/{model_type}/aliases/{alias}; sent twice, the second would be told that there is none."""
     path = f"/models/{_part(model_type)}/aliases/{_part(alias)}"
     return _plain("DELETE", path, results.read_alias, is_idempotent=False)
+
+
+def give_feedback(items: Sequence[FeedbackItem]) -> Iterator[Call[tuple[results.FeedbackResult, ...]]]:
+    """POST /feedback, in parts of a length that the server takes; each counts once, however often it is sent."""
+    for start in range(0, len(items), _MOST_FEEDBACK):
+        body = [_feedback(item) for item in items[start : start + _MOST_FEEDBACK]]
+        yield _plain("POST", "/feedback", results.read_feedback, body, accepts=_ACCEPTED)
+
+
+def ensemble(model: str) -> Call[results.EnsembleInfo]:
+    """GET /ensembles/{model}."""
+    return _plain("GET", f"/ensembles/{_part(model)}", results.read_ensemble)
 
 
 def health() -> Call[results.Health]:
@@ -232,16 +261,44 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _feedback(item: FeedbackItem) -> dict[str, Any]:
+    # What a caller computed with numpy is no number to json.
+    fields: dict[str, Any] = {
+        "request_id": item.request_id,
+        "reward": None if item.reward is None else float(item.reward),
+        "outcome": None if item.outcome is None else {name: float(one) for name, one in item.outcome.items()},
+        "action": item.action if isinstance(item.action, str | None) else int(item.action),
+        "row": int(item.row),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def _npy(data: Any) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, np.asarray(data), allow_pickle=False)
+    np.save(buffer, _array(data, "data"), allow_pickle=False)
     return buffer.getvalue()
 
 
-def _nested(data: Data) -> Any:
+def _nested(data: Data, path: str = "data") -> Any:
     if isinstance(data, Mapping):
-        return {name: np.asarray(part).tolist() for name, part in data.items()}
-    return np.asarray(data).tolist()
+        return {name: _array(part, f"{path}.{name}").tolist() for name, part in data.items()}
+    return _array(data, path).tolist()
+
+
+def _array(data: Any, path: str) -> results.Array:
+    """The caller's numbers.
+
+    Raises:
+        InvalidRequest: there is something else among them, or rows differ in length.
+    """
+    try:
+        array = np.asarray(data)
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest(f"{path} can't be sent: its arrays differ in length ({error}).") from error
+    if array.dtype.kind not in "biuf":
+        got = "None" if data is None else f"elements that aren't (dtype {array.dtype})"
+        raise InvalidRequest(f"{path} can't be sent: expected an array of numbers, got {got}.")
+    return array
 
 
 def _part(text: str) -> str:

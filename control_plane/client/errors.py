@@ -4,7 +4,7 @@ ClientError
 ├── ConnectionFailed            no answer came
 ├── DeadlineExceeded            504, or the client's own deadline
 ├── BadAnswer                   an answer that is none of this API's
-├── InvalidRequest              400, 413, 422 and other 4xx: mend the request
+├── InvalidRequest              400, 413, 422 and other 4xx, or what can't be sent at all: mend the request
 │   └── UnsupportedMediaType    415
 ├── Unauthorized                401
 ├── Forbidden                   403
@@ -64,7 +64,7 @@ class BadAnswer(ClientError):
 
 
 class InvalidRequest(ClientError):
-    """The server refused the request for what is in it."""
+    """The server refused the request for what is in it, or it can't be sent: then there is no `problem`."""
 
 
 class UnsupportedMediaType(InvalidRequest):

@@ -52,6 +52,28 @@ class LoadOptions(TypedDict, total=False):
     normalization: Mapping[str, Any]
 
 
+class WarmUpOptions(TypedDict, total=False):
+    """Options of a warm-up; docs/api.md explains them."""
+
+    tune: bool
+    p95_ms: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackItem:
+    """What came of one row of a prediction: `reward`, `outcome` (further metrics by name), or both.
+
+    `action` is the index or the name of the action really taken, where it wasn't the answer's.
+    """
+
+    request_id: str
+    reward: float | None = None
+    outcome: Mapping[str, float] | None = None
+    action: int | str | None = None
+    row: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class PredictItem:
     """One prediction of a batch."""

@@ -47,7 +47,8 @@ class Uncertainty:
 class Prediction:
     """One answer. `predictions` holds arrays by name (and for `rl_ensemble` those of each agent, under `agents`).
 
-    Floats are float64, whole numbers int64; NaN where the model gave NaN or an infinity.
+    Floats are float64, whole numbers int64; NaN where the model gave NaN or an infinity. Such a row has no class and no
+    action: those of all rows are float64 then, with NaN for it.
     """
 
     request_id: str
@@ -125,6 +126,8 @@ class WarmedModel:
     load_time_ms: float | None
     inference_time_ms: float | None
     problem: Problem | None
+    tuning: Mapping[str, Any] | None = None
+    """With `tune`: what was chosen and measured, as docs/api.md says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +138,52 @@ class AliasMove:
     alias: str
     version: str | None
     previous: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackResult:
+    """What became of one feedback: accepted, duplicate, conflict, unknown, expired or invalid; `reason` says why."""
+
+    request_id: str
+    status: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentPosterior:
+    """What is known of an agent's mean reward; None until rewards have shown a scale.
+
+    `interval` is the 95 % credible one; `pulls` the effective number of rewards.
+    """
+
+    mean: float | None
+    sd: float | None
+    interval: tuple[float, float] | None
+    pulls: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsPoint:
+    """An ensemble's weights at one time, after so many rewards."""
+
+    time: datetime
+    weights: Mapping[str, float]
+    rewards: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnsembleInfo:
+    """An ensemble as of now; `weights` and `posteriors` are by agent, `settings` are the policy's."""
+
+    model: str
+    policy: str
+    settings: Mapping[str, Any]
+    weights: Mapping[str, float]
+    posteriors: Mapping[str, AgentPosterior]
+    rewards: int
+    history: tuple[WeightsPoint, ...]
+    updated_at: datetime | None
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +240,27 @@ def read_warmup(document: Any) -> tuple[WarmedModel, ...]:
 def read_alias(document: Any) -> AliasMove:
     """The answer of a change of an alias."""
     return pick(AliasMove, document)
+
+
+def read_feedback(document: Any) -> tuple[FeedbackResult, ...]:
+    """The answer of POST /feedback to a list."""
+    return tuple(pick(FeedbackResult, row) for row in _member_of(document, "results"))
+
+
+def read_ensemble(document: Any) -> EnsembleInfo:
+    """The answer of GET /ensembles/{model}."""
+    return pick(
+        EnsembleInfo,
+        document,
+        posteriors=lambda given: {
+            agent: pick(AgentPosterior, posterior, interval=tuple) for agent, posterior in given.items()
+        },
+        history=lambda points: tuple(
+            pick(WeightsPoint, point, time=datetime.fromisoformat) for point in points
+        ),
+        updated_at=datetime.fromisoformat,
+        warnings=tuple,
+    )
 
 
 def read_health(document: Any) -> Health:

@@ -9,10 +9,20 @@ import httpx
 
 from control_plane.client import calls
 from control_plane.client.errors import ClientError, UnsupportedMediaType
-from control_plane.client.options import BodyFormat, Data, LoadOptions, PredictItem, PredictOptions
+from control_plane.client.options import (
+    BodyFormat,
+    Data,
+    FeedbackItem,
+    LoadOptions,
+    PredictItem,
+    PredictOptions,
+    WarmUpOptions,
+)
 from control_plane.client.results import (
     AliasMove,
     BatchResult,
+    EnsembleInfo,
+    FeedbackResult,
     Health,
     LoadedModel,
     ModelInfo,
@@ -20,7 +30,7 @@ from control_plane.client.results import (
     WarmedModel,
 )
 from control_plane.client.retries import Attempts, RetryPolicy
-from control_plane.client.transport import answer_of, failure_of, request_of
+from control_plane.client.transport import answer_of, checked_url, failure_of, request_of
 
 Result = TypeVar("Result")
 
@@ -37,6 +47,9 @@ class Client:
         body_format: How a prediction's data travels; a server that doesn't read `.npy` gets JSON.
         headers: Sent with every call, such as an API key.
         transport: httpx's, for tests and special networks.
+
+    Raises:
+        InvalidRequest: `base_url` is no http or https address.
     """
 
     def __init__(
@@ -53,7 +66,9 @@ class Client:
         self._retries = retries or RetryPolicy()
         self._body_format = body_format
         self._http = httpx.Client(
-            base_url=base_url, headers={"Accept": "application/json", **(headers or {})}, transport=transport
+            base_url=checked_url(base_url),
+            headers={"Accept": "application/json", **(headers or {})},
+            transport=transport,
         )
 
     def __enter__(self) -> Self:
@@ -104,10 +119,14 @@ class Client:
         self._run(calls.unload_model(model_type, version))
 
     def warm_up(
-        self, models: Sequence[tuple[str, str]], *, timeout_s: float = 600.0
+        self,
+        models: Sequence[tuple[str, str]],
+        *,
+        timeout_s: float = 600.0,
+        **options: Unpack[WarmUpOptions],
     ) -> tuple[WarmedModel, ...]:
-        """Loads (model type, version) pairs ahead, and runs one inference on each."""
-        return self._run(calls.warm_up(models), timeout_s)
+        """Loads (model type, version) pairs ahead, and runs one inference on each; with `tune`, measures them."""
+        return self._run(calls.warm_up(models, options), timeout_s)
 
     def models(self) -> tuple[ModelInfo, ...]:
         """All registered versions."""
@@ -124,6 +143,18 @@ class Client:
     def remove_alias(self, model_type: str, alias: str) -> AliasMove:
         """Removes an alias."""
         return self._run(calls.remove_alias(model_type, alias))
+
+    def give_feedback(self, items: Sequence[FeedbackItem]) -> tuple[FeedbackResult, ...]:
+        """Says what came of predictions, in requests of at most 1,000 items; each counts once, however often sent."""
+        given: list[FeedbackResult] = []
+        for part in calls.give_feedback(items):
+            taken = self._run(part)
+            given.extend(taken)
+        return tuple(given)
+
+    def ensemble(self, model: str = "rl_ensemble") -> EnsembleInfo:
+        """Weights and posteriors of `rl_ensemble` (its newest version) or `rl_ensemble-<version or alias>`."""
+        return self._run(calls.ensemble(model))
 
     def health(self) -> Health:
         """The server's health; unhealthy is an answer, too."""

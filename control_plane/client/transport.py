@@ -3,10 +3,27 @@
 import httpx
 
 from control_plane.client.calls import Answer, Message
-from control_plane.client.errors import ClientError, ConnectionFailed, DeadlineExceeded
+from control_plane.client.errors import ClientError, ConnectionFailed, DeadlineExceeded, InvalidRequest
 
 GRACE_S = 0.25
 """How much longer than the deadline an answer is waited for, so that the server's own word on it arrives."""
+
+
+def checked_url(base_url: str) -> httpx.URL:
+    """A server's address.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise InvalidRequest(f"{base_url!r} is no address of a server: {error}.") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise InvalidRequest(
+            f"{base_url!r} is no address of a server. Expected one such as http://localhost:8080."
+        )
+    return url
 
 
 def request_of(client: httpx.Client | httpx.AsyncClient, message: Message, left_s: float) -> httpx.Request:

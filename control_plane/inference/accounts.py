@@ -35,7 +35,7 @@ class ModelAccounts:
 
 
 class Failures:
-    """Counts and logs what failed. Overload and its missed deadlines are logged at most
+    """Counts and logs what failed. Overload and its missed deadlines are warnings, logged at most
     once a second, with the number that the line stands for."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,7 +62,10 @@ class Failures:
             self._overload_logged, self._unlogged = self._clock(), 0
         if not isinstance(error, ServingError):
             log.error(PREDICTION_FAILED, detail=type(error).__name__, **facts)
-        elif problem_of(error).status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        elif (
+            not isinstance(error, _LOGGED_TOGETHER)
+            and problem_of(error).status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        ):
             log.error(PREDICTION_FAILED, detail=error.detail[:_LONGEST_DETAIL], **facts)
         else:
             log.warning(PREDICTION_FAILED, detail=error.detail[:_LONGEST_DETAIL], **facts)

@@ -8,6 +8,8 @@ from control_plane.errors import Overloaded
 from control_plane.inference.queue import RequestQueue
 from control_plane.inference.service_times import ServiceTimes
 
+WITHOUT_DEGRADING = "Try again after Retry-After, or raise timeout_ms."
+"""The remedy where something cheaper was asked for and there was nothing."""
 _LEAST_SHARE = 0.2
 
 
@@ -87,11 +89,9 @@ class Admission:
         shared = queue.rows_beside(lane, rows, max_rows=self._max_rows)
         return Forecast(busy_s + ahead * times.call_s(self._max_rows), times.call_s(shared))
 
-    def finish_s(self, forecast: Forecast, *, further_rows: int = 0) -> float:
-        """Seconds to its answer, with the margin; `further_rows` of the same request follow in calls of their own."""
-        further_s = (
-            further_rows / self._max_rows * self._times.call_s(self._max_rows) if further_rows else 0.0
-        )
+    def finish_s(self, forecast: Forecast, *, further_calls: int = 0, further_rows: int = 0) -> float:
+        """Seconds to its answer, with the margin; the rest of the same request follows in calls of its own."""
+        further_s = further_calls * self._times.call_s(further_rows / further_calls) if further_calls else 0.0
         return (forecast.wait_s + forecast.call_s + further_s) * self._times.margin
 
     def busy_s(self, calls: Collection[Flight], now: float) -> float:

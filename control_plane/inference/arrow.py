@@ -50,7 +50,7 @@ def read_arrow(body: bytes) -> Array | dict[str, Array]:
     pa = _pyarrow()
     try:
         table = _read_table(pa, body)
-        names = [name for name in table.column_names if not _PANDAS_INDEX.fullmatch(name)]
+        names = table.column_names
         if not names or not table.num_rows:
             raise _invalid("data", "at least one column and one row", f"{table.num_rows} rows")
         arrays = {name: _column(pa, table.column(name), name, alone=len(names) == 1) for name in names}
@@ -104,7 +104,9 @@ def write_arrow(answer: PredictAnswer) -> bytes:
         "confidence_scores": answer.confidence_scores,
     }
     for path, value in _leaves(parts, ()):
-        if isinstance(value, np.ndarray) and path[-1] != "ensemble_weights":
+        if isinstance(value, list):
+            columns[".".join(path)] = pa.array(value, pa.int64())
+        elif isinstance(value, np.ndarray) and path[-1] != "ensemble_weights":
             columns[".".join(path)] = _to_column(pa, value)
         else:
             _put(rest, path, value)
@@ -134,25 +136,44 @@ def _pyarrow() -> Any:
 
 def _read_table(pa: Any, body: bytes) -> Any:
     schema = None
+    kept: list[str] = []
     batches = []
     for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
         if message.type == "schema" and schema is None:
             schema = pa.ipc.read_schema(message)
             if len(set(schema.names)) != len(schema.names):
                 raise _invalid("data", "columns of different names", "several of one name")
+            dropped = _index_columns(schema.metadata)
             for field in schema:
-                _check_type(pa, field.type, field.name)
+                if field.name not in dropped and not _PANDAS_INDEX.fullmatch(field.name):
+                    _check_type(pa, field.type, field.name)
+                    kept.append(field.name)
         elif message.type == "record batch" and schema is not None:
             if _has_compression(message.metadata.to_pybytes()):
                 raise _invalid("data", "an uncompressed stream", "compressed buffers")
-            batch = pa.ipc.read_record_batch(message, schema)
+            batch = pa.ipc.read_record_batch(message, schema).select(kept)
             batch.validate(full=True)
             batches.append(batch)
         else:
             raise _invalid("data", "a schema and record batches", f"a message of type {message.type}")
     if schema is None:
         raise ValueError("it holds no schema")
-    return pa.Table.from_batches(batches, schema=schema)
+    return pa.Table.from_batches(batches, schema=pa.schema([schema.field(name) for name in kept]))
+
+
+def _index_columns(metadata: Mapping[bytes, bytes] | None) -> frozenset[str]:
+    """The columns that pandas made of a frame's index, as it notes in the schema's metadata.
+
+    Source: https://pandas.pydata.org/docs/development/developer.html (`index_columns`).
+    """
+    try:
+        noted = orjson.loads((metadata or {})[b"pandas"])["index_columns"]
+    except (LookupError, TypeError, ValueError):
+        return frozenset()
+    # The index that only counts the rows is no column, but an object.
+    return (
+        frozenset(name for name in noted if isinstance(name, str)) if isinstance(noted, list) else frozenset()
+    )
 
 
 def _check_type(pa: Any, kind: Any, name: str) -> None:

@@ -9,7 +9,8 @@ from enum import StrEnum
 
 import structlog
 
-from control_plane.errors import InvalidInput, Overloaded, QueueFull, ServingError
+from control_plane.errors import DeadlineExceeded, InvalidInput, Overloaded, QueueFull, ServingError
+from control_plane.inference.admission import WITHOUT_DEGRADING
 from control_plane.inference.plans import Plan
 from control_plane.inference.served import ServedModel, ServedModels
 from control_plane.inference.tensors import Array
@@ -80,9 +81,14 @@ class Ladder:
             ask: What was refused.
             plan_for: Plans the request for another version; raises InvalidInput where it doesn't fit that one.
             run: Runs a plan, in the time that is left.
+
+        Raises:
+            DeadlineExceeded: the fallback took the rest of the time.
         """
         outputs = await self._by_fallback(ask, plan_for, run) or await self._by_stale(ask)
         if outputs is None or outputs.degraded is None:
+            if isinstance(refusal, Overloaded):
+                refusal.remedy = WITHOUT_DEGRADING
             raise refusal
         metrics.PREDICTIONS_DEGRADED.labels(
             ask.model.model_type, ask.model.version, outputs.degraded.value
@@ -105,6 +111,8 @@ class Ladder:
         except InvalidInput as error:
             log.debug("fallback_does_not_fit", model=fallback.key, reason=error.detail)
             return None
+        except DeadlineExceeded:
+            raise
         except ServingError:
             return None
         return Outputs(

@@ -134,7 +134,9 @@ class Dispatcher:
         priority: int = 3,
         group: Hashable | None = None,
         is_admitted: bool = False,
+        further_calls: int = 0,
         further_rows: int = 0,
+        on_admitted: Callable[[], None] | None = None,
     ) -> Tensors:
         """Runs a request, alone or in one call with others of its lane.
 
@@ -147,8 +149,10 @@ class Dispatcher:
             deadline: By the clock; the request isn't sent after it, and fails at it.
             priority: 1 (highest) to 5.
             group: At most one request of a group is in a call: the slices of a large one.
-            is_admitted: A further part of a request that was let in already: the bounds don't hold for it.
-            further_rows: Rows of further parts that follow this one, and share its deadline.
+            is_admitted: A further part of a request that was let in already: neither the bounds nor `close` refuse it.
+            further_calls: Further parts that follow this one, and share its deadline.
+            further_rows: The rows of all of them.
+            on_admitted: Called once it is let in.
 
         Returns:
             Read-only views by Triton tensor name, of this request's rows.
@@ -161,13 +165,16 @@ class Dispatcher:
             ServingError: what the call raised.
         """
         now = self._clock()
-        self._check_admission(now, deadline)
+        self._check_admission(now, deadline, is_admitted=is_admitted)
         rows = len(next(iter(inputs.values())))
         forecast = self._admission.forecast(
             self._queue, self._calls.values(), rows=rows, lane=lane, priority=priority, now=now
         )
         if not is_admitted:
-            self._check_finish(forecast, further_rows, now, deadline)
+            expected_s = self._admission.finish_s(
+                forecast, further_calls=further_calls, further_rows=further_rows
+            )
+            self._check_finish(expected_s, now, deadline)
         request = _Request(inputs, outputs, deadline, asyncio.get_running_loop().create_future(), forecast)
         entry = Entry(
             payload=request,
@@ -179,6 +186,8 @@ class Dispatcher:
             group=group,
         )
         self._enqueue(entry, now)
+        if on_admitted is not None:
+            on_admitted()
         try:
             return await entry.payload.answer
         except asyncio.CancelledError:
@@ -206,18 +215,17 @@ class Dispatcher:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
 
-    def _check_admission(self, now: float, deadline: float) -> None:
-        if self._drained is not None:
+    def _check_admission(self, now: float, deadline: float, *, is_admitted: bool) -> None:
+        if self._drained is not None and not is_admitted:
             raise ShuttingDown("The server is stopping.", remedy="Try another replica, or again shortly.")
         if deadline <= now:
             self._expired.inc()
             raise _expiry_error()
 
-    def _check_finish(self, forecast: Forecast, further_rows: int, now: float, deadline: float) -> None:
+    def _check_finish(self, expected_s: float, now: float, deadline: float) -> None:
         """Raises Overloaded for what would come too late. Who finds nothing under way is let in whatever is predicted:
         its time is what corrects wrong predictions.
         """
-        expected_s = self._admission.finish_s(forecast, further_rows=further_rows)
         if now + expected_s <= deadline or self.is_idle:
             return
         self._overloaded.inc()

@@ -16,7 +16,6 @@ _MARK_JSON = b"\\u0000"
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _AT = re.compile(r" - at `(?:\$|key in \$)?([^`]*)`$")
 _STEP = re.compile(r"\[(\d+|\.\.\.)\]|\.?([^.\[]+)")
-_FIRST_NAME = re.compile(r"[^.\[]+")
 _UNKNOWN = "Object contains unknown field "
 _MISSING = "Object missing required field "
 _LONGEST_SEARCHED_BYTES = 8 * 1024 * 1024
@@ -61,6 +60,15 @@ def is_at_non_finite(error: Exception, body: bytes) -> bool:
     """Whether a syntax error is a NaN or an infinity, so that quoting those can help."""
     found = _BYTE.search(str(error)) if type(error) is msgspec.DecodeError else None
     return found is not None and body.startswith((b"NaN", b"Infinity"), int(found.group(1)))
+
+
+def syntax_fault(body: bytes) -> ServingError | None:
+    """Our error for a text that isn't JSON; None for one that is."""
+    try:
+        _syntax.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return explain(error, body, {})
+    return None
 
 
 def explain(error: Exception, body: bytes, fields: Mapping[str, str], *, base: str = "") -> ServingError:
@@ -115,7 +123,7 @@ def _explain_syntax(message: str, body: bytes, base: str) -> ServingError:
             "The body is empty.", expected="a JSON object", got="nothing", remedy="Send the request as JSON."
         )
     reason = _BYTE.sub("", message).replace("JSON is malformed:", "").strip()
-    got = "an end too early"
+    got = f"an end too early, at byte {len(body)}"
     if found := _BYTE.search(message):
         position = int(found.group(1))
         line = body.count(b"\n", 0, position) + 1
@@ -165,8 +173,8 @@ def _explain_validation(message: str, body: bytes, fields: Mapping[str, str], ba
             remedy="Rescale the feature.",
         )
     expected, came = _reworded(text)
-    field = _FIRST_NAME.match(path)
-    expected = fields.get(field.group(), expected) if field else expected
+    # What a field takes says little about an element deep inside it.
+    expected = fields.get(path, expected)
     return _invalid(
         path or "The body",
         "is wrong",
@@ -187,7 +195,7 @@ def _explain_unknown(text: str, body: bytes, fields: Mapping[str, str], path: st
         f"Unknown field{'s' if len(shown) > 1 else ''}: {', '.join(shown)}.",
         expected=f"only the fields {', '.join(fields)}",
         got=", ".join(shown),
-        remedy=f"Did you mean {close[0]!r}?" if close else "Remove it.",
+        remedy=f"Did you mean {close[0]!r}?" if close else f"Remove {'them' if len(shown) > 1 else 'it'}.",
         errors=[FieldError(path=_joined(path, name), message="unknown field") for name in shown],
     )
 

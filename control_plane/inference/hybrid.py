@@ -13,6 +13,7 @@ from control_plane.inference.plans import (
     Plan,
     TensorNames,
     non_finite_warnings,
+    null_where_unknown,
     unused_options,
 )
 from control_plane.inference.requests import AnyPredictRequest
@@ -63,7 +64,12 @@ class HybridModel:
             warnings=window.warnings + self._warnings(request),
         )
 
-    def interpret(self, request: AnyPredictRequest, outputs: Mapping[str, Array]) -> Interpretation:
+    def interpret(
+        self,
+        request: AnyPredictRequest,
+        plan: Plan,  # noqa: ARG002  the tensors say all
+        outputs: Mapping[str, Array],
+    ) -> Interpretation:
         """See `Kind.interpret`. Requests of one call that agree in their options are evaluated together."""
         is_ensemble = request.use_ensemble and self._has_ensemble
         has_uncertainty = request.return_uncertainty and self._has_monte_carlo
@@ -76,7 +82,9 @@ class HybridModel:
         probs, regression = forecast.probs[rows], forecast.regression[rows]
         predictions: dict[str, Any] = {
             "classification_probs": probs,
-            "classification_pred": forecast.classes[rows],
+            "classification_pred": forecast.classes[rows]
+            if forecast.is_finite
+            else null_where_unknown(forecast.classes[rows], probs),
             "regression_pred": regression,
         }
         if is_ensemble:

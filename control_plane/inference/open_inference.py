@@ -76,6 +76,7 @@ class _OutputOptions(msgspec.Struct, kw_only=True):
 
 
 _decoder = msgspec.json.Decoder(_Body)
+_VALUES = {".on_overload": "'reject' or 'degrade'"}
 _FIELDS = {
     "inputs": "an array of 1 to 256 tensors: name, shape, datatype, and data or parameters.binary_data_size",
     "outputs": "an array of the wanted outputs, each with its name",
@@ -195,6 +196,9 @@ def _options(parameters: Parameters, kind: Any, path: str) -> Any:
     except msgspec.ValidationError as error:
         text, _, place = str(error).partition(" - at `$")
         inner = place.rstrip("`")
+        if (values := _VALUES.get(inner)) is not None:
+            got = text.removeprefix("Invalid enum value ").partition(", got ")[2] or text.rpartition(" ")[2]
+            raise invalid(f"{path}{inner}", "is wrong", expected=values, got=got) from error
         raise InvalidInput(
             f"{path}{inner} is wrong: {text}.",
             errors=[FieldError(path=f"{path}{inner}", message=text)],

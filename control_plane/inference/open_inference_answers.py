@@ -64,7 +64,9 @@ def encode_infer(request: InferRequest, answer: TensorAnswer) -> EncodedAnswer:
         document["id"] = request.id
     parameters: dict[str, Any] = {"cached": True} if answer.is_cached else {}
     if answer.degraded is not None:
-        parameters |= {"degraded": answer.degraded, "warning": " ".join(answer.warnings)}
+        parameters["degraded"] = answer.degraded
+    if answer.warnings:
+        parameters["warning"] = " ".join(answer.warnings)
     if parameters:
         document["parameters"] = parameters
     document["outputs"] = outputs

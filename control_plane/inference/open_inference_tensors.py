@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from control_plane.errors import FieldError, InvalidInput
+from control_plane.inference.decisions import WeightsSource
 from control_plane.inference.json_arrays import read_floats
 from control_plane.inference.open_inference import (
     InferRequest,
@@ -41,10 +42,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
 _LANE = "v2"
 
 
-def plan_tensors(request: InferRequest, card: ModelCard, *, max_rows: int) -> Plan:
+def plan_tensors(request: InferRequest, card: ModelCard, *, weights: WeightsSource, max_rows: int) -> Plan:
     """Checks the tensors against the model, and says what to send.
 
-    An `rl_ensemble` without its input `weights` weighs its agents equally.
+    An `rl_ensemble` without its input `weights` is mixed by those in force.
 
     Raises:
         InvalidInput: a tensor is missing, unknown, given twice, or of the wrong datatype, shape or size.
@@ -84,9 +85,12 @@ def plan_tensors(request: InferRequest, card: ModelCard, *, max_rows: int) -> Pl
             got=", ".join(f"{tensor.name}: {tensor.shape[0]}" for tensor in request.inputs),
         )
     count = rows.pop()
+    warnings: tuple[str, ...] = ()
     for one in optional - set(given):
-        if (tensor := known.get(one)) is not None and tensor.shape[0] > 0:
-            arrays[tensor.triton_name] = np.full((count, *tensor.shape), 1 / tensor.shape[0], np.float32)
+        if (tensor := known.get(one)) is not None:
+            current = weights.current(card)
+            arrays[tensor.triton_name] = np.repeat(current.weights[None], count, axis=0)
+            warnings += current.warnings
     outputs = _triton_outputs(request.outputs, card)
     arrays = {tensor.triton_name: arrays[tensor.triton_name] for tensor in card.inputs}
     return Plan(
@@ -94,7 +98,7 @@ def plan_tensors(request: InferRequest, card: ModelCard, *, max_rows: int) -> Pl
         outputs=outputs,
         rows=count,
         lane=(_LANE, outputs, *(array.shape[1:] for array in arrays.values())),
-        warnings=(),
+        warnings=warnings,
     )
 
 
@@ -106,7 +110,7 @@ def _triton_outputs(wanted: Sequence[WantedOutput], card: ModelCard) -> tuple[st
         raise invalid(
             f"outputs.{wrong[:80]}",
             "is given twice" if wrong in names else "is no output of the model",
-            expected=f"of {', '.join(names)}, each at most once",
+            expected=f"outputs among {', '.join(names)}, each at most once",
             got=", ".join(one[:80] for one in given[:20]),
         )
     return tuple(names[one] for one in given) or tuple(names.values())

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from control_plane.inference.decisions import Decision
 from control_plane.inference.requests import AnyPredictRequest
 from control_plane.inference.tensors import Array
 from control_plane.models.card import ModelCard
@@ -23,6 +24,8 @@ class Plan:
     lane: Hashable
     """Requests of one model with equal lanes may share a call."""
     warnings: tuple[str, ...]
+    weights: Array | None = None
+    """`rl_ensemble`: those that mix the agents, float32 [agents]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,8 @@ class Interpretation:
     uncertainty: dict[str, Any] | None = None
     confidence_scores: Array | None = None
     warnings: tuple[str, ...] = ()
+    decision: Decision | None = None
+    """What was decided, for those who learn from it."""
 
 
 class Kind(Protocol):
@@ -46,8 +51,10 @@ class Kind(Protocol):
         """
         ...
 
-    def interpret(self, request: AnyPredictRequest, outputs: Mapping[str, Array]) -> Interpretation:
-        """Turns the outputs, by Triton name, into the parts of the answer."""
+    def interpret(
+        self, request: AnyPredictRequest, plan: Plan, outputs: Mapping[str, Array]
+    ) -> Interpretation:
+        """Turns the outputs of a plan, by Triton name, into the parts of the answer."""
         ...
 
 
@@ -88,6 +95,18 @@ def non_finite_warnings(predictions: Mapping[str, Array]) -> tuple[str, ...]:
         for name, array in predictions.items()
         if array.dtype.kind == "f" and not np.isfinite(array).all()
     )
+
+
+def null_where_unknown(choices: Array, probs: Array) -> Array | list[int | None]:
+    """Choices, int64 [B], that were made by `probs`, [B, K]; where a row of those isn't finite, a list with None in its
+    place: no choice follows from it, and an array of integers can't say so.
+    """
+    is_known = np.isfinite(probs).all(axis=1)
+    if is_known.all():
+        return choices
+    return [
+        choice if known else None for choice, known in zip(choices.tolist(), is_known.tolist(), strict=True)
+    ]
 
 
 def unused_options(request: AnyPredictRequest, names: tuple[str, ...]) -> tuple[str, ...]:

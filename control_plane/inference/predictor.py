@@ -10,6 +10,7 @@ from collections.abc import Callable
 from control_plane.errors import UnknownExperiment, UnknownVersion
 from control_plane.inference.accounts import UNKNOWN, Failures
 from control_plane.inference.answers import PredictAnswer, timestamp_now
+from control_plane.inference.decisions import DecisionSink, UniformWeights, WeightsSource
 from control_plane.inference.degrade import DEGRADE, OVERLOAD, Ask, Ladder, Outputs
 from control_plane.inference.dispatcher import Infer
 from control_plane.inference.identifiers import uuid7
@@ -37,6 +38,8 @@ class Predictor:
         cache: Which are loaded.
         infer: Makes one call to Triton, e.g. `TritonClient.infer`.
         settings: Limits, timeouts and the dispatchers' bounds.
+        weights: Which weights of an ensemble are in force.
+        decisions: Takes note of an ensemble's decisions.
         clock: Monotonic time in seconds.
     """
 
@@ -47,8 +50,12 @@ class Predictor:
         cache: ModelCache,
         infer: Infer,
         settings: Settings,
+        weights: WeightsSource | None = None,
+        decisions: DecisionSink | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._weights = weights or UniformWeights()
+        self._decisions = decisions or UniformWeights()
         self._registry = registry
         self._runner = PlanRunner(cache, clock=clock)
         self._settings = settings
@@ -58,6 +65,7 @@ class Predictor:
             infer=infer,
             settings=settings,
             registered=registry.get,
+            weights=self._weights,
             clock=clock,
         )
         self._ladder = Ladder(registry=registry, cache=cache, served=self._served)
@@ -104,13 +112,16 @@ class Predictor:
                 on_overload=request.on_overload,
             )
             model, served, plan = outputs.ask.model, outputs.ask.served, outputs.ask.plan
-            meaning = served.kind.interpret(request, outputs.tensors)
+            meaning = served.kind.interpret(request, plan, outputs.tensors)
         except asyncio.CancelledError:
             self._failures.cancelled(model_type=model_type, version=version)
             raise
         except Exception as error:
             self._failures.failed(error, model_type=model_type, version=version, request_id=request_id)
             raise
+        warnings = outputs.warnings + plan.warnings + meaning.warnings
+        if meaning.decision is not None:
+            warnings += self._decisions.note(request_id, model.card, meaning.decision)
         latency_s = self._clock() - received
         served.accounts.answered(rows=plan.rows, latency_s=latency_s)
         return PredictAnswer(
@@ -125,7 +136,7 @@ class Predictor:
             ab_test_group=None,
             cached=outputs.is_cached,
             degraded=outputs.degraded,
-            warnings=outputs.warnings + plan.warnings + meaning.warnings,
+            warnings=warnings,
         )
 
     async def infer(self, request: InferRequest, *, received: float, request_id: str) -> TensorAnswer:
@@ -150,7 +161,7 @@ class Predictor:
             outputs = await self._answer(
                 model,
                 plan_for=lambda other, _: plan_tensors(
-                    request, other.card, max_rows=self._settings.limits.max_rows
+                    request, other.card, weights=self._weights, max_rows=self._settings.limits.max_rows
                 ),
                 batch_size=self._settings.limits.max_rows,
                 deadline=received + timeout_s,
@@ -169,7 +180,7 @@ class Predictor:
             outputs=outputs.tensors,
             is_cached=outputs.is_cached,
             degraded=outputs.degraded,
-            warnings=outputs.warnings,
+            warnings=outputs.warnings + outputs.ask.plan.warnings,
         )
 
     def refused(self, error: Exception, *, request_id: str | None) -> None:

@@ -35,7 +35,12 @@ class ReadyMadeModel:
             warnings=unused_options(request, ("return_attention", "weights", "action_selection", "seed")),
         )
 
-    def interpret(self, request: AnyPredictRequest, outputs: Mapping[str, Array]) -> Interpretation:
+    def interpret(
+        self,
+        request: AnyPredictRequest,
+        plan: Plan,  # noqa: ARG002  the tensors say all
+        outputs: Mapping[str, Array],
+    ) -> Interpretation:
         """See `Kind.interpret`; no option of the request bears on it."""
         del request
         predictions = {name: contiguous(outputs[triton]) for name, triton in self._names.outputs.items()}

@@ -104,8 +104,11 @@ class PlanRunner:
         parts: list[Mapping[str, Array]] = [{}] * len(starts)
         positions = iter(range(len(starts)))
         group = object()
+        let_in = asyncio.Event()
 
-        async def send_in_turn() -> None:
+        async def send_in_turn(number: int) -> None:
+            if number > 0:
+                await let_in.wait()
             for position in positions:
                 rows = slice(starts[position], starts[position] + most)
                 parts[position] = await served.dispatcher.submit(
@@ -116,12 +119,14 @@ class PlanRunner:
                     priority=priority,
                     group=group,
                     is_admitted=position > 0,
-                    further_rows=plan.rows - most if position == 0 else 0,
+                    further_calls=len(starts) - 1,
+                    further_rows=plan.rows - most,
+                    on_admitted=let_in.set,
                 )
 
         senders = [
-            asyncio.create_task(send_in_turn())
-            for _ in range(min(len(starts), served.dispatcher.limits.calls_in_flight))
+            asyncio.create_task(send_in_turn(number))
+            for number in range(min(len(starts), served.dispatcher.limits.calls_in_flight))
         ]
         try:
             await asyncio.gather(*senders)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from control_plane.errors import ShuttingDown
 from control_plane.inference.accounts import ModelAccounts
+from control_plane.inference.decisions import WeightsSource
 from control_plane.inference.dispatcher import Dispatcher, DispatcherLimits, Infer
 from control_plane.inference.hybrid import HybridModel
 from control_plane.inference.plans import Kind
@@ -18,8 +19,6 @@ from control_plane.models.card import ModelCard
 from control_plane.models.registry import ModelVersion
 from control_plane.models.tuning.choice import default_calls
 from control_plane.settings import Settings
-
-KINDS: dict[str, Callable[[ModelCard], Kind]] = {HYBRID: HybridModel, RL_ENSEMBLE: RLEnsembleModel}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +40,7 @@ class ServedModels:
         infer: Makes one call to Triton.
         settings: For the dispatchers' limits.
         registered: The version of a Triton name; the dispatchers of those that are gone go once they are idle.
+        weights: Which weights of an ensemble are in force.
         clock: Monotonic time in seconds.
     """
 
@@ -50,11 +50,13 @@ class ServedModels:
         infer: Infer,
         settings: Settings,
         registered: Callable[[str], ModelVersion | None],
+        weights: WeightsSource,
         clock: Callable[[], float],
     ) -> None:
         self._infer = infer
         self._settings = settings
         self._registered = registered
+        self._weights = weights
         self._clock = clock
         self._served: dict[str, ServedModel] = {}
         self._retired: list[Dispatcher] = []
@@ -112,11 +114,18 @@ class ServedModels:
                 self._retired.append(known.dispatcher)
         return ServedModel(
             card=model.card,
-            kind=KINDS.get(model.model_type, ReadyMadeModel)(model.card),
+            kind=self._kind(model),
             dispatcher=dispatcher,
             accounts=ModelAccounts(model.model_type, model.version),
             responses=self._responses(model),
         )
+
+    def _kind(self, model: ModelVersion) -> Kind:
+        if model.model_type == HYBRID:
+            return HybridModel(model.card)
+        if model.model_type == RL_ENSEMBLE:
+            return RLEnsembleModel(model.card, self._weights)
+        return ReadyMadeModel(model.card)
 
     def _responses(self, model: ModelVersion) -> ResponseCache | None:
         options = model.card.serving.response_cache

@@ -55,7 +55,7 @@ def window_input(data: Data, *, channels: int, sequence_length: int | None, max_
     longest = "time" if sequence_length is None else f"1..{sequence_length}"
     expected = f"[batch, {channels}, {longest}], or for one sample [{channels}, {longest}] or [{longest}, {channels}]"
     if depth not in (2, 3):
-        raise _wrong_shape(f"{depth}-D", expected)
+        raise _wrong_shape(_dimensions(nested, depth), expected)
     if depth == 3:
         _check_rows(len(nested), max_rows)
     shape, flat = _measured(nested, depth, path="data")
@@ -99,7 +99,7 @@ def feature_input(data: Data, *, features: int | None, max_rows: int) -> Array:
     nested, depth = _nested(data, "FP32")
     expected = f"[batch, {'features' if features is None else features}]"
     if depth != 2:
-        raise _wrong_shape(f"{depth}-D", expected)
+        raise _wrong_shape(_dimensions(nested, depth), expected)
     _check_rows(len(nested), max_rows)
     shape, flat = _measured(nested, depth, path="data")
     if features is not None and shape[1] != features:
@@ -214,12 +214,16 @@ def _tensor_input(data: Data, tensor: CardTensor, *, path: str, max_rows: int) -
     axes = ["batch", *("any" if length < 0 else str(length) for length in tensor.shape)]
     expected = f"{tensor.datatype} [{', '.join(axes)}]"
     if depth != len(axes):
-        raise _wrong_shape(f"{depth}-D", expected, path=path)
+        raise _wrong_shape(_dimensions(nested, depth), expected, path=path)
     _check_rows(len(nested), max_rows)
     shape, flat = _measured(nested, depth, path=path)
     if any(length not in (-1, found) for length, found in zip(tensor.shape, shape[1:], strict=True)):
         raise _wrong_shape(format_shape(shape), expected, path=path)
     return _tensor(flat, shape, tensor.datatype, path=path)
+
+
+def _dimensions(nested: Nested | Array, depth: int) -> str:
+    return f"{depth}-D" if len(nested) else "an empty array"
 
 
 def _check_rows(rows: int, max_rows: int) -> None:

@@ -58,6 +58,17 @@ def wanted_fallbacks(snapshot: Snapshot, registry: ModelRegistry) -> WantedFallb
     return WantedFallbacks(owners=owners, unusable=unusable)
 
 
+async def release_fallback(cache: ModelCache, key: str) -> None:
+    """Ends the pins of a version that is no fallback any more; the next look would do it a little later.
+
+    Raises:
+        RedisUnavailable: see there.
+    """
+    for owner in await cache.residency.pin_owners(key):
+        if owner.startswith(OWNER):
+            await cache.unpin(key, owner)
+
+
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     """A load that was begun, and hasn't been seen to succeed."""

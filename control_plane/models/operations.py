@@ -31,6 +31,7 @@ from control_plane.models.aliases import Aliases
 from control_plane.models.cache import ModelCache
 from control_plane.models.card import ServingOptions, Tuning, change_serving
 from control_plane.models.exporter import Exporter, ExportLimits
+from control_plane.models.fallbacks import release_fallback
 from control_plane.models.jobs import Job, Jobs, JobState
 from control_plane.models.paths import resolve_source
 from control_plane.models.publisher import LoadOutcome, LoadRequest, Publisher
@@ -176,6 +177,7 @@ class ModelOperations:
                     f"{model.key} is the fallback of {', '.join(users)}.",
                     remedy="Give that version another fallback, or none, first: PUT /models/{type}/{version}/serving.",
                 )
+            await release_fallback(self._cache, model.key)
             if await self._cache.residency.pinned(model.key):
                 raise ModelInUse(
                     f"{model.key} is pinned: an active experiment needs it.",
@@ -342,19 +344,25 @@ class ModelOperations:
             )
             if not re.match(pattern, value)
         ]
-        if request.version == LATEST or request.model_type in _RESERVED_TYPES:
-            wrong.append(
-                (
-                    "version or model_type",
-                    f"{request.model_type} {request.version}",
-                    "a name that isn't taken",
-                )
-            )
         if wrong:
             name, value, pattern = wrong[0]
             raise InvalidInput(f"{name} isn't valid.", expected=pattern, got=repr(value)[:100])
+        if request.version == LATEST:
+            raise _reserved("version", LATEST, "it always names the newest version")
+        if request.model_type in _RESERVED_TYPES:
+            raise _reserved("model_type", request.model_type, "it is a path of this API")
         known = self._registry.find(request.model_type, request.version)
         if known is None or known.version == request.version:
             return request
         # 1.0 and v1.0 are one version: what is registered keeps its spelling.
         return LoadRequest(**(asdict(request) | {"version": known.version}))
+
+
+def _reserved(field: str, name: str, why: str) -> InvalidInput:
+    return InvalidInput(
+        f"{name!r} can't be a {field}: it is reserved, as {why}.",
+        expected="another name",
+        got=name,
+        remedy="Choose another one, such as v1.0." if field == "version" else "Choose another one.",
+        errors=[FieldError(path=field, message=f"{name!r} is reserved")],
+    )

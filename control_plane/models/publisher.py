@@ -111,8 +111,6 @@ class Publisher:
                 try:
                     replaced = before is not None and status is ExportStatus.PUBLISHED
                     took_s, evicted = await self._bring_in(model, replaced=replaced)
-                    if replaced:
-                        await self._renew_card(model)
                 except ModelLoadFailed as error:
                     if status is ExportStatus.PUBLISHED:
                         await self._take_back(model, kept)
@@ -147,7 +145,11 @@ class Publisher:
 
     async def _bring_in(self, model: ModelVersion, *, replaced: bool) -> tuple[float, tuple[str, ...]]:
         if replaced:
-            took_s = await self._cache.reload(model)
+            try:
+                took_s = await self._cache.reload(model)
+            finally:
+                # Also after an error: Triton may have taken the new files all the same.
+                await self._renew_card(model)
             if took_s is not None:
                 return took_s, ()
         report = await self._cache.load(model, deadline=self._load_deadline(), fresh=True)

@@ -68,3 +68,15 @@ class Keys:
     def pin_owners(self, model: str) -> str:
         """Set of those who pin a model version."""
         return self.models("pin_owners", model)
+
+    def ensembles(self, *parts: str) -> str:
+        """A key of the ensembles: what was decided, its feedback, and what was learned from it."""
+        return self.of("ensembles", *parts)
+
+    def decision(self, request_id: str) -> str:
+        """What one request decided."""
+        return self.ensembles("decision", request_id)
+
+    def feedback(self, request_id: str, row: int) -> str:
+        """The feedback to one row of a request."""
+        return self.ensembles("feedback", request_id, str(row))

@@ -103,6 +103,22 @@ TRITON_CALL = Histogram(
     "triton_call_seconds", "Time of one inference call to Triton.", ["model"], buckets=LATENCY_BUCKETS_S
 )
 
+DECISIONS_RECORDED = Counter(
+    "ensemble_decisions_recorded_total", "Requests whose decisions were kept until their feedback comes."
+)
+DECISIONS_DROPPED = Counter(
+    "ensemble_decisions_dropped_total",
+    "Requests whose decisions were not kept, since Redis was away for too long.",
+)
+FEEDBACK = Counter(
+    "feedback_total",
+    "Feedback by what became of it: accepted, duplicate, conflict, unknown, expired, invalid.",
+    ["status"],
+)
+ENSEMBLE_WEIGHT = Gauge(
+    "ensemble_weight", "Weight of an agent, as learned.", ["model", "agent"], multiprocess_mode="mostrecent"
+)
+
 REDIS_UP = Gauge("redis_up", "Whether Redis answered last.", multiprocess_mode="min")
 TRITON_UP = Gauge("triton_up", "Whether Triton answered last.", multiprocess_mode="min")
 BACKGROUND_RESTARTS = Counter(

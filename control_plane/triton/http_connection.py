@@ -1,12 +1,13 @@
 """Keep-alive HTTP/1.1 connections to one server, for one request at a time each.
 
 A client for many small requests on a trusted link, and no more: httptools parses, connections are reused, nothing is
-followed, decompressed or retried, but for a reused connection that turns out to be closed. docs/decisions/008 says why
-not a general client.
+followed, decompressed or sent twice. docs/decisions/008 says why not a general client.
 """
 
 import asyncio
+import select
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import cast
 
 import httptools
@@ -14,11 +15,6 @@ import httptools
 
 class ConnectionLost(Exception):
     """The server can't be reached, or closed the connection before its answer's end."""
-
-    def __init__(self, *, is_answered: bool) -> None:
-        super().__init__("the connection was lost")
-        self.is_answered = is_answered
-        """Whether the server had begun to answer."""
 
 
 @dataclass(slots=True)
@@ -40,7 +36,13 @@ class _Connection(asyncio.Protocol):
         self._answer: asyncio.Future[Response] | None = None
         self._headers: dict[bytes, bytes] = {}
         self._parts: list[bytes] = []
-        self._has_begun = False
+        self._readable = select.poll()
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come since the last answer: neither the connection's end, even if the event loop hasn't
+        seen it yet, nor what nobody asked for.
+        """
+        return self.is_usable and not self._readable.poll(0)
 
     async def ask(self, request: bytes) -> Response:
         """Sends one request and waits for its response; a caller who is cancelled closes the connection.
@@ -50,8 +52,7 @@ class _Connection(asyncio.Protocol):
         """
         transport = self._transport
         if transport is None or not self.is_usable:
-            raise ConnectionLost(is_answered=False)
-        self._headers, self._parts, self._has_begun = {}, [], False
+            raise ConnectionLost
         self._answer = asyncio.get_running_loop().create_future()
         transport.write(request)
         try:
@@ -70,22 +71,30 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's doesn't derive from it
+        self._readable.register(transport.get_extra_info("socket"), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None or self._answer.done():
             self.close()  # nobody asked
             return
-        self._has_begun = True
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.close()
+
+    def eof_received(self) -> None:
+        self.is_usable = False  # asyncio closes the transport
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         self.is_usable = False
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ConnectionLost(is_answered=self._has_begun))
+            self._answer.set_exception(ConnectionLost())
+
+    def on_message_begin(self) -> None:
+        self._headers, self._parts = {}, []
+        if self._answer is None or self._answer.done():
+            self.close()  # a second answer
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.lower()] = value
@@ -94,11 +103,14 @@ class _Connection(asyncio.Protocol):
         self._parts.append(body)
 
     def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < HTTPStatus.OK:
+            return  # the answer is still to come
         if not self._parser.should_keep_alive():
             self.is_usable = False
         if self._answer is not None and not self._answer.done():
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._answer.set_result(Response(self._parser.get_status_code(), self._headers, body))
+            self._answer.set_result(Response(status, self._headers, body))
 
 
 class HttpConnections:
@@ -112,40 +124,33 @@ class HttpConnections:
     async def ask(self, request: bytes, *, timeout_s: float) -> Response:
         """Sends a request, whole with its head, and waits for the response.
 
-        A connection that the server closed while it was idle is replaced by a new one, once.
+        It is sent once: a server that dies of a request looks like one that closes an idle connection at this moment,
+        and the next should not die, too. What was closed before is seen before, and replaced by a new connection.
 
         Raises:
             ConnectionLost: see there.
             TimeoutError: no response in time.
         """
         async with asyncio.timeout(timeout_s):
-            connection = self._take_idle()
-            if connection is not None:
-                try:
-                    return await self._ask(connection, request)
-                except ConnectionLost as error:
-                    if error.is_answered:
-                        raise
-            return await self._ask(await self._connect(), request)
-
-    def close(self) -> None:
-        """Closes all idle connections."""
-        while self._idle:
-            self._idle.pop().close()
-
-    async def _ask(self, connection: _Connection, request: bytes) -> Response:
-        response = await connection.ask(request)
+            connection = self._take_idle() or await self._connect()
+            response = await connection.ask(request)
         if connection.is_usable:
             self._idle.append(connection)
         else:
             connection.close()
         return response
 
+    def close(self) -> None:
+        """Closes all idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
     def _take_idle(self) -> _Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_usable:
+            if connection.is_quiet():
                 return connection
+            connection.close()
         return None
 
     async def _connect(self) -> _Connection:
@@ -154,5 +159,5 @@ class HttpConnections:
                 _Connection, self._host, self._port
             )
         except OSError as error:
-            raise ConnectionLost(is_answered=False) from error
+            raise ConnectionLost from error
         return connection

@@ -16,6 +16,20 @@ def can_plot() -> bool:
     return find_spec("matplotlib") is not None
 
 
+def ending_fault(path: Path) -> str | None:
+    """What is wrong with a picture's ending, told before anything is measured; None where it is fine, or nobody can
+    tell without matplotlib.
+    """
+    if not can_plot():
+        return None
+    from matplotlib.backend_bases import FigureCanvasBase  # noqa: PLC0415  as below
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") in formats:
+        return None
+    return f"{path} has no ending of a picture: {', '.join(f'.{name}' for name in sorted(formats))}."
+
+
 def write_plot(path: Path, model: str, curve: Curve) -> None:
     """Writes the picture, in the format that the file's ending names.
 

@@ -102,10 +102,15 @@ def identify(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> FileKind:
         return FileKind.STABLE_BASELINES3 if agents else FileKind.OTHER
     stream, _ = open_regular(path, max_bytes=max_bytes)
     with stream:
-        head = stream.read(1024)
-        if head.startswith(b"PK"):
-            return _identify_zip(stream)
-        return _identify_head(head)
+        return identify_stream(stream)
+
+
+def identify_stream(stream: BinaryIO) -> FileKind:
+    """Tells what an open file of at least one byte is; reads from where the stream stands."""
+    head = stream.read(1024)
+    if head.startswith(b"PK"):
+        return _identify_zip(stream)
+    return _identify_head(head)
 
 
 def _identify_zip(stream: BinaryIO) -> FileKind:

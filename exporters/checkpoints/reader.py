@@ -4,6 +4,7 @@ Reading needs numpy only; torch is imported by whoever turns the arrays into its
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,13 @@ from exporters.checkpoints.archive import (
     ZipContainer,
     open_zip_safely,
 )
-from exporters.checkpoints.identify import DEFAULT_MAX_BYTES, FileKind, identify, open_regular
+from exporters.checkpoints.identify import (
+    DEFAULT_MAX_BYTES,
+    FileKind,
+    identify,
+    identify_stream,
+    open_regular,
+)
 from exporters.checkpoints.pickle_data import interpret
 from exporters.checkpoints.values import ITEM_BYTES, StorageRef, TensorRef, array_of, plain
 from exporters.errors import CorruptCheckpoint, UnsupportedCheckpoint, shown
@@ -105,22 +112,44 @@ def open_checkpoint(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Iterat
     kind = identify(path, max_bytes=max_bytes)
     stream, size_bytes = open_regular(path, max_bytes=max_bytes)
     with stream:
-        before = _fingerprint(stream)
+        before = fingerprint(stream)
         container = _open_container(stream, size_bytes, kind, path.name)
-        checkpoint = _structure(container, path.name, _sha256(stream), size_bytes, max_bytes)
+        checkpoint = _structure(container, path.name, stream_sha256(stream), size_bytes, max_bytes)
         yield checkpoint
-        if _fingerprint(stream) != before:
+        if fingerprint(stream) != before:
             raise CorruptCheckpoint(
                 f"{path.name} changed while it was being read.", remedy="Export again once it is written."
             )
 
 
-def _fingerprint(stream: BinaryIO) -> tuple[int, int]:
+def read_state(data: bytes, *, name: str) -> dict[str, NDArray[Any]]:
+    """Reads a state dict that was an entry of another archive.
+
+    Args:
+        data: the bytes of a file in torch's zip or legacy format.
+        name: what errors call it.
+
+    Returns:
+        Contiguous arrays by the tensors' names.
+
+    Raises:
+        UnsafeCheckpoint, CorruptCheckpoint, UnsupportedCheckpoint: as `open_checkpoint` and `Checkpoint.arrays`.
+    """
+    if not data:
+        raise CorruptCheckpoint(f"{name} is empty.", remedy="Copy or save it again.")
+    stream = io.BytesIO(data)
+    container = _open_container(stream, len(data), identify_stream(stream), name)
+    return _structure(container, name, "", len(data), len(data)).arrays()
+
+
+def fingerprint(stream: BinaryIO) -> tuple[int, int]:
+    """An open file's size in bytes and its time of change in nanoseconds: what tells that it is another now."""
     status = os.fstat(stream.fileno())
     return status.st_size, status.st_mtime_ns
 
 
-def _sha256(stream: BinaryIO) -> str:
+def stream_sha256(stream: BinaryIO) -> str:
+    """SHA-256 of an open file from its beginning, hex."""
     digest = hashlib.sha256()
     stream.seek(0)
     while chunk := stream.read(1 << 20):

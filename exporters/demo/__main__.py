@@ -114,7 +114,6 @@ def main() -> None:
             )
         )
         console.print(f"{path}: {evaluation.model}")
-    arguments.report.parent.mkdir(parents=True, exist_ok=True)
     write_report(arguments.report, dataset, baselines(dataset), results, seed=arguments.seed, threads=THREADS)
     console.print(f"{arguments.report} written")
 

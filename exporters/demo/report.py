@@ -1,4 +1,4 @@
-"""Writes docs/demo_models.md from the results, in words that follow from the figures."""
+"""Writes the hybrid's section of docs/demo_models.md from the results, in words that follow from the figures."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ import torch
 from exporters.demo.dataset import HORIZON, SEQUENCE_LENGTH, Dataset, Part
 from exporters.demo.evaluation import Difference, Evaluation, Scores
 from exporters.demo.features import FEATURE_NAMES
+from exporters.demo.page import processor_name, replace_section
 from exporters.demo.training import Trained
 from exporters.hybrid.config import HybridConfig
 
@@ -37,7 +38,7 @@ def write_report(
     seed: int,
     threads: int,
 ) -> None:
-    """Writes the report."""
+    """Writes the report into its section of the page."""
     sections = (
         _introduction(dataset),
         _scores_table(naive, results),
@@ -45,14 +46,14 @@ def write_report(
         _versions_table(results),
         _circumstances(results, seed=seed, threads=threads),
     )
-    path.write_text("\n\n".join(sections) + "\n")
+    replace_section(path, "exporters.demo", "\n\n".join(sections))
 
 
 def _introduction(dataset: Dataset) -> str:
     channels = ", ".join(f"`{name}`" for name in FEATURE_NAMES)
     return f"""# Demonstration models
 
-Made by `python -m exporters.demo`, which also writes this page. `checkpoints/` holds two versions of
+Made by `python -m exporters.demo`, which also writes this section. `checkpoints/` holds two versions of
 `cnn_lstm_hybrid`, trained on hourly EUR/USD bars of 2017 (the file that comes with gym-anytrading, MIT
 licence), and `eurusd_test_windows.npz`, windows of the test part with what happened after them. They are
 there to load, compare and roll back with realistic tensors. **They are not a trading strategy.**
@@ -204,15 +205,8 @@ def _parameters(result: VersionResult) -> int:
 def _circumstances(results: Sequence[VersionResult], *, seed: int, threads: int) -> str:
     total = sum(result.seconds for result in results)
     return (
-        f"Made in {total:.0f} s with {threads} thread{'s' if threads > 1 else ''} on {_processor()}, "
+        f"Made in {total:.0f} s with {threads} thread{'s' if threads > 1 else ''} on {processor_name()}, "
         f"{platform.system()}, Python {platform.python_version()}, "
         f"torch {torch.__version__}, numpy {np.__version__}; seed {seed}. On the same machine and "
         "versions the same seed gives the same checkpoints; elsewhere the last digits differ."
     )
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

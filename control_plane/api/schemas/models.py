@@ -1,9 +1,9 @@
 """Requests and answers of the model endpoints."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from control_plane.api.schemas.serving import ServingOptionsAnswer, TuningAnswer
 from control_plane.models.tuning.tuner import DEFAULT_P95_MS
@@ -138,6 +138,17 @@ class WarmupBody(_Body):
         allow_inf_nan=False,
         description="For `tune`: time to measure each version, in seconds",
     )
+
+
+def _as_object(given: Any) -> Any:
+    return {"models": given} if isinstance(given, list) else given
+
+
+# No union: where neither fits, that would tell the faults of both, by the classes' names.
+WarmupBodyOrList = Annotated[
+    WarmupBody, BeforeValidator(_as_object, json_schema_input_type=WarmupBody | list[VersionBody])
+]
+"""The versions, or with options an object."""
 
 
 class MessageAnswer(_Answer):

@@ -20,6 +20,9 @@ Numbers = list[float]
 Weight = Annotated[float, Field(ge=0)]
 Matrix = list[Numbers]
 Cube = list[Matrix]
+AnsweredNumbers = list[float | None]
+"""Null where the model gave NaN or an infinity."""
+AnsweredMatrix = list[AnsweredNumbers]
 
 
 class PredictRequestBody(BaseModel):
@@ -105,8 +108,8 @@ class IntervalBody(BaseModel):
     model_config = ConfigDict(extra="forbid", title="Interval")
 
     level: float
-    lower: Matrix
-    upper: Matrix
+    lower: AnsweredMatrix
+    upper: AnsweredMatrix
     method: Literal["mc"]
     calibrated: bool
 
@@ -116,21 +119,23 @@ class UncertaintyBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", title="Uncertainty")
 
-    regression_uncertainty: Matrix | None = Field(
+    regression_uncertainty: AnsweredMatrix | None = Field(
         default=None, description="Standard deviation [batch][targets]"
     )
-    ensemble_weights: Numbers | None = Field(
+    ensemble_weights: AnsweredNumbers | None = Field(
         default=None, description="Of the members or agents; null without ensemble"
     )
     interval: IntervalBody | None = None
-    entropy: Numbers | None = Field(default=None, description="Predictive entropy of each row, in nats")
-    aleatoric: Numbers | None = Field(
+    entropy: AnsweredNumbers | None = Field(
+        default=None, description="Predictive entropy of each row, in nats"
+    )
+    aleatoric: AnsweredNumbers | None = Field(
         default=None, description="Its part that more data would leave, in nats"
     )
-    epistemic: Numbers | None = Field(
+    epistemic: AnsweredNumbers | None = Field(
         default=None, description="Its part that more data would shrink, in nats"
     )
-    agreement: Numbers | None = Field(
+    agreement: AnsweredNumbers | None = Field(
         default=None, description="Weighted share of agents that agree with the mixture"
     )
 

@@ -70,7 +70,9 @@ class ServingBody(_Body):
             raise InvalidInput(
                 "tuning is what was measured, and can't be set.",
                 expected="left out, as GET gives it, or null to forget it",
-                errors=[FieldError(path="tuning", message=str(error))],
+                errors=[
+                    FieldError(path="tuning", message="can't be set; leave it out to keep what was measured")
+                ],
             ) from error
 
 

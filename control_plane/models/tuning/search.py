@@ -19,7 +19,14 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from control_plane.errors import InferenceFailed, ServingError, TritonUnavailable
+from control_plane.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidInput,
+    ModelNotReady,
+    ServingError,
+    TritonUnavailable,
+)
 from control_plane.models.cache import ModelCache
 from control_plane.models.card import Tuning, change_configuration
 from control_plane.models.files import replace_file
@@ -47,6 +54,7 @@ _LOCK_S = 10.0
 _GONE_S = 10.0
 _GONE_POLL_S = 0.05
 _GONE = frozenset({"", "UNAVAILABLE"})
+_FAILED = (InferenceFailed, InvalidInput, ModelNotReady, DeadlineExceeded)
 
 
 class ConfigurationSearch:
@@ -125,7 +133,7 @@ class ConfigurationSearch:
                         instance_count=configuration.instance_count,
                         on_progress=tell,
                     )
-            except InferenceFailed as error:
+            except _FAILED as error:
                 trials.append(Trial(configuration=configuration, curve=None, failure=error.detail))
                 continue
             trials.append(Trial(configuration=configuration, curve=curve))

@@ -140,7 +140,10 @@ async def test_load_that_cannot_be_is_refused(
     if status is None:  # for a ready-made type any configuration is kept
         assert response.status_code < 500
     else:
-        _problem(response, status)
+        problem = _problem(response, status)
+        assert ("reserved" in problem["detail"]) is (
+            body["version"] == "latest" if "version" in body else False
+        )
 
 
 async def test_other_endpoints_refuse_the_unknown(client: httpx.AsyncClient) -> None:

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from control_plane.background import background_tasks
 from control_plane.embedded.redis import RedisServer
 from control_plane.embedded.triton import TritonServer
 from control_plane.errors import RedisUnavailable, TritonUnavailable
+from control_plane.models.card import ServingOptions
+from control_plane.models.fallbacks import FallbackKeeper
 from control_plane.settings import Settings
 from control_plane.store.residency import ReserveOutcome, SlotState, UnloadMode, UnloadOutcome
 from tests.integration.models.conftest import StartWorker
@@ -143,22 +146,39 @@ async def test_worker_killed_in_a_load_leaves_nothing_behind(
 
 async def test_killed_triton_gets_back_what_was_loaded(plant: Plant) -> None:
     one, two = plant.workers
-    models = [one.version("echo", f"v1.{minor}") for minor in range(3)]
-    for model in models:
-        await one.use(model)
-    await plant.kill_triton()
+    keepers = {
+        f"keeper {number}": FallbackKeeper(
+            settings=worker.settings, registry=worker.registry, cache=worker.cache
+        ).run
+        for number, worker in enumerate(plant.workers)
+    }
+    # The third is there because it is the fallback of the second.
+    await one.operations.change_serving("echo", "v1.1", ServingOptions(fallback="v1.2"))
+    for minor in range(2):
+        await one.use(one.version("echo", f"v1.{minor}"))
 
-    async def back() -> bool:
+    async def all_loaded() -> bool:
         try:
-            return await two.ready_in_triton() == {model.key for model in models}
+            return await two.ready_in_triton() == {f"echo-v1.{minor}" for minor in range(3)}
         except TritonUnavailable:
             return False
 
-    await eventually(back, what="all three are loaded again", timeout_s=30)
-    for worker in (one, two):
-        for model in models:
-            assert await worker.use(model) == marker_of("echo", model.version)
-    assert (await one.cache.stats()).evictions == 0
+    async with background_tasks(keepers):
+        await eventually(all_loaded, what="the fallback is loaded, too", timeout_s=10)
+        await plant.kill_triton()
+
+        async def is_down() -> bool:
+            return not await two.triton.is_live()
+
+        await eventually(is_down, what="Triton is gone")
+        await eventually(all_loaded, what="all three are loaded again", timeout_s=30)
+        for worker in (one, two):
+            for minor in range(3):
+                assert await worker.use(worker.version("echo", f"v1.{minor}")) == marker_of(
+                    "echo", f"v1.{minor}"
+                )
+        assert await one.cache.residency.pinned("echo-v1.2")
+        assert (await one.cache.stats()).evictions == 0
 
 
 async def test_model_process_that_died_idle_is_restarted(plant: Plant) -> None:

@@ -13,6 +13,7 @@ import pytest
 from control_plane.embedded.redis import RedisServer
 from control_plane.embedded.triton import TritonServer
 from control_plane.errors import (
+    DeadlineExceeded,
     ExportRejected,
     FileMissing,
     InvalidInput,
@@ -26,6 +27,7 @@ from control_plane.errors import (
     VersionConflict,
 )
 from control_plane.models.exporter import Exporter, ExportLimits
+from control_plane.models.fallbacks import OWNER
 from control_plane.models.jobs import JobStatus
 from control_plane.models.publisher import LoadRequest
 from control_plane.models.warmup import WarmupStatus, WarmupTarget
@@ -54,7 +56,9 @@ async def start_operator(
     """Starts a worker; `act` puts the stand-in in the exporter's place."""
     async with AsyncExitStack() as stack:
 
-        async def start(*, act: str | None = None, timeout_s: float = 120.0) -> ModelWorker:
+        async def start(
+            *, act: str | None = None, timeout_s: float = 120.0, load_timeout_s: float = 60.0
+        ) -> ModelWorker:
             settings = worker_settings(
                 redis_port=redis_server.port,
                 grpc_url=cache_triton.grpc_url,
@@ -65,6 +69,8 @@ async def start_operator(
                     "checkpoints_path": registry_path.parent / "checkpoints",
                 },
             )
+            triton = settings.triton.model_copy(update={"load_timeout_s": load_timeout_s})
+            settings = settings.model_copy(update={"triton": triton})
             command = (sys.executable, "-m", "tests.support.stand_in_exporter", act) if act else None
             exporter = Exporter(ExportLimits(timeout_s=timeout_s, memory_mb=4096), command=command)
             return await stack.enter_async_context(model_worker(settings, exporter=exporter))
@@ -164,6 +170,23 @@ async def test_version_that_triton_refuses_is_taken_back(
     await worker.cache.unload("tiny-v1", deadline=time.monotonic() + 10)
     assert await worker.use(worker.version("tiny", "v1")) == marker_of("tiny", "v1")
     assert not _leftovers(repository)
+
+
+async def test_card_is_renewed_also_where_the_load_came_to_no_end(
+    start_operator: StartOperator, registry_path: Path, repository: Path
+) -> None:
+    """Triton may take the new files later: what was kept of the old ones' answers has to go."""
+    worker, hasty = await start_operator(), await start_operator(act="fine", load_timeout_s=1.0)
+    (registry_path / "tiny.onnx").write_bytes(b"x")
+    write_identity_like_model(repository, "tiny", "v1")
+    await worker.registry.refresh()
+    await worker.use(worker.version("tiny", "v1"))
+    async with worker.locks.hold("tiny-v1", deadline=time.monotonic() + 10):
+        with pytest.raises(DeadlineExceeded):
+            await hasty.operations.load(_request(overwrite=True))
+    folder = repository / "tiny-v1"
+    written_s, renewed_s = ((folder / name).stat().st_mtime for name in ("config.pbtxt", "model.json"))
+    assert renewed_s - written_s > 0.5, "after the deadline, and not with the other files"
 
 
 async def test_export_past_its_time_is_killed_with_its_children(
@@ -282,6 +305,8 @@ async def test_delete_removes_the_version_unless_it_is_needed(
     with pytest.raises(ModelInUse, match="pinned"):
         await other.operations.delete("echo", "v1.0")
     await worker.cache.unpin(model.key, "experiment")
+    # Nobody's fallback any more, and no worker has looked since.
+    await worker.cache.pin(model.key, f"{OWNER}echo-v1.1")
     await other.operations.delete("echo", "1.0")
     assert not (repository / "echo-v1.0").exists()
     assert model.key not in await worker.ready_in_triton()

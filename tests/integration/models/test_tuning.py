@@ -116,22 +116,27 @@ async def test_search_leaves_nothing_behind_and_applies_what_is_asked(
 
     async def watch() -> None:
         while True:
-            seen.update(name for name in await worker.ready_in_triton() if name.startswith(PREFIX))
+            held = {name for name in await worker.ready_in_triton() if name.startswith(PREFIX)}
+            if held and not seen:
+                await asyncio.gather(*(worker.triton.unload(name) for name in held))  # a trial that fails
+            seen.update(held)
             assert worker.registry.keys.isdisjoint(seen)
             await asyncio.sleep(0.05)
 
     watching = asyncio.create_task(watch())
     async with tuner_of(worker).turn():
-        trials = await search.try_all(model, [plan[0], two], QUICK)
+        trials = await search.try_all(model, [plan[0], plan[1], two], QUICK)
     watching.cancel()
-    assert len(seen) == 1, "the reconciler left the temporary model alone"
+    assert len(seen) == 2, "the reconciler left the temporary models alone"
     assert best_trial(trials) in trials
     assert not list(repository.glob(f"{PREFIX}*"))  # noqa: ASYNC240  a test
     assert not [name for name in await worker.ready_in_triton() if name.startswith(PREFIX)]
-    assert trials[1].curve is not None
-    assert trials[1].curve.chosen is not None
+    assert trials[1].curve is None
+    assert trials[1].failure
+    assert trials[2].curve is not None
+    assert trials[2].curve.chosen is not None
 
-    applied = await search.apply(model, two, tuning_of(trials[1].curve.chosen, QUICK))
+    applied = await search.apply(model, two, tuning_of(trials[2].curve.chosen, QUICK))
     config = (model.folder / "config.pbtxt").read_bytes()
     assert b"count: 2" in config
     assert applied.card.instance_count == 2

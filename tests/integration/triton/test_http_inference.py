@@ -1,6 +1,7 @@
 """Inference by HTTP: the same answers and errors as by gRPC, and whatever the connection does."""
 
 import asyncio
+import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -184,21 +185,73 @@ async def test_broken_answer_is_an_error_of_ours(answer: bytes, expected: type[S
 
 
 async def test_idle_connection_that_was_closed_is_replaced() -> None:
-    served = 0
+    """Also where the event loop hasn't had a turn to see its end."""
+    writers: list[asyncio.StreamWriter] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal served
         await read_request(reader)
         writer.write(response(GOOD_HEAD, np.array([1, 2], np.float32).tobytes()))
-        served += 1
-        # The next request comes in on a connection that is closed without an answer.
+        writers.append(writer)
+
+    async with talking(talk) as inference:
+        for _ in range(3):
+            np.testing.assert_array_equal((await ask(inference))["y"], [[1, 2]])
+            writers[-1].get_extra_info("socket").shutdown(socket.SHUT_WR)
+    assert len(writers) == 3
+    for writer in writers:
+        writer.close()
+
+
+async def test_request_that_its_server_died_of_is_not_sent_to_the_next() -> None:
+    read = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal read
+        await read_request(reader)
+        read += 1
+        writer.write(response(GOOD_HEAD, bytes(8)))
+        await read_request(reader)
+        read += 1
+        writer.close()
+
+    async with talking(talk) as inference:
+        await ask(inference)
+        with pytest.raises(TritonUnavailable):
+            await ask(inference)
+    assert read == 2
+
+
+@pytest.mark.parametrize("status", [b"100 Continue", b"102 Processing"])
+async def test_interim_answer_is_not_the_answer(status: bytes) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 " + status + b"\r\nX-Interim: 1\r\n\r\n")
+            await asyncio.sleep(0.01)
+            writer.write(response(GOOD_HEAD, np.array([1, 2], np.float32).tobytes()))
+        writer.close()
+
+    async with talking(talk) as inference:
+        for _ in range(2):
+            np.testing.assert_array_equal((await ask(inference))["y"], [[1, 2]])
+
+
+async def test_second_answer_ends_the_connection_and_leaves_the_first_alone() -> None:
+    connections = 0
+    wrong = b"HTTP/1.1 500 Oh\r\nInference-Header-Content-Length: 1\r\nContent-Length: 5\r\n\r\nwrong"
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await read_request(reader)
+        writer.write(response(GOOD_HEAD, np.array([1, 2], np.float32).tobytes()) + wrong)
         await reader.read(1)
         writer.close()
 
     async with talking(talk) as inference:
         for _ in range(3):
             np.testing.assert_array_equal((await ask(inference))["y"], [[1, 2]])
-    assert served == 3
+    assert connections == 3
 
 
 async def test_connection_that_announces_its_end_is_not_reused() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +9,15 @@ import pytest
 import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 from uvicorn.server import ServerState
 
-from control_plane.api.http_protocol import ServingProtocol, kind_of, timeout_s_of, whole_request_head
+from control_plane.api import http_protocol
+from control_plane.api.draining import Draining
+from control_plane.api.http_protocol import ServingProtocol, timeout_s_of, whole_prediction
 from control_plane.api.intake import Intake
 from control_plane.settings import Settings
+from tests.unit.inference.virtual_time import run
 
 
 class Wire(asyncio.Transport):
@@ -42,11 +45,13 @@ class Wire(asyncio.Transport):
         self.reading = True
 
 
-async def converse(app: Any, *parts: bytes, intake: Intake | None = None) -> Wire:
+async def converse(
+    app: Any, *parts: bytes, intake: Intake | None = None, is_draining: bool = False, wire: Wire | None = None
+) -> Wire:
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", http=ServingProtocol)
     config.load()
-    wire, state = Wire(), ServerState()
-    resources = SimpleNamespace(intake=intake, settings=Settings())
+    wire, state = wire or Wire(), ServerState()
+    resources = SimpleNamespace(intake=intake, settings=Settings(), draining=Draining(started=is_draining))
     app_state = {} if intake is None else {"resources": resources}
     protocol = ServingProtocol(config=config, server_state=state, app_state=app_state)
     protocol.connection_made(wire)
@@ -91,6 +96,17 @@ async def test_closing_writes_all_first() -> None:
     wire = await converse(answering(b""), GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
     assert wire.closed
     assert b"".join(wire.writes).endswith(b"\r\n\r\n")
+
+
+async def test_head_of_a_connection_that_was_lost_is_not_written() -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
+        wire.closed = True
+        await asyncio.sleep(0.001)
+
+    wire = Wire()
+    await converse(app, GET, wire=wire)
+    assert wire.writes == []
 
 
 async def test_body_that_looks_like_a_head_is_not_lost() -> None:
@@ -141,7 +157,14 @@ async def test_refused_without_an_id_gets_one() -> None:
     [
         (post(b'{"timeout_ms": 5000}'),),
         (post(b"{}"),),
+        (post(b'{"timeout_ms": 5e4}'),),
         (post(SOON, path=b"/api/v1/models/load"),),
+        (post(SOON, path=b"/api/v1/predictions"),),
+        (post(SOON, path=b"/api/v1/predict/batches"),),
+        (
+            b"POST /api/v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 000000000000000%d\r\n\r\n%b"
+            % (len(SOON), SOON),
+        ),
         (GET,),
         (post(SOON)[:40], post(SOON)[40:]),
         (post(SOON, b"Connection: close"),),
@@ -166,42 +189,70 @@ async def test_answer_after_a_refusal_comes_on_the_same_connection() -> None:
     assert [write[9:12] for write in wire.writes] == [b"503", b"503", b"200"]
 
 
-LIKE = b'{"model_type": "m", "data": [[1, 2]], "timeout_ms": 50}'
-
-
-async def test_what_the_dispatcher_refused_a_moment_ago_is_refused_unparsed() -> None:
-    intake = Intake(max_waiting=10)
-    kind = kind_of(post(LIKE))
-    assert kind is not None
-    intake.remember(kind, timeout_s=0.05, late_s=1.0, now=time.monotonic())
-    other = LIKE.replace(b'"m"', b'"n"')
-    longer = LIKE.replace(b"50}", b"500}")
-    wire = await converse(answering(b"served"), post(LIKE), intake=intake)
+@pytest.mark.parametrize("value", [b"keep-alive", b"Keep-Alive", b" keep-alive "])
+async def test_header_that_most_clients_send_changes_nothing(value: bytes) -> None:
+    request = post(SOON, b"Connection:" + value)
+    wire = await converse(answering(b"served"), request, intake=crowded())
     assert wire.writes[0].startswith(b"HTTP/1.1 503")
-    for body in (other, longer):
-        wire = await converse(answering(b"served"), post(body), intake=intake)
-        assert wire.writes[0].startswith(b"HTTP/1.1 200")
 
 
-@pytest.mark.parametrize(
-    "more", [b'"priority": 1', b'"on_overload": "degrade"', b'"model_version": "v2"', b'"experiment_id": "e"']
+async def test_last_refusal_of_a_stopping_worker_ends_the_connection() -> None:
+    wire = await converse(answering(b"served"), post(SOON), intake=crowded(), is_draining=True)
+    (answer,) = wire.writes
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"\r\nconnection: close\r\n" in answer
+    assert wire.closed
+
+
+@pytest.mark.parametrize("target", ["/api/v1/predict?model_type=m", "/api/v1/predict/batch"])
+def test_refusal_names_and_counts_its_own_path(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        http_protocol, "_refusals", http_protocol._Refusals()
+    )  # those of other loops never end
+    path = target.partition("?")[0]
+    labels = {"method": "POST", "route": path, "status": "503"}
+
+    async def scenario() -> None:
+        before = REGISTRY.get_sample_value("http_requests_total", labels) or 0
+        request = post(SOON, path=target.encode())
+        wire = await converse(answering(b"served"), request, request, intake=crowded())
+        for answer in wire.writes:
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["instance"] == path
+        await asyncio.sleep(1)  # they are counted several at once
+        assert REGISTRY.get_sample_value("http_requests_total", labels) == before + 2
+
+    run(scenario())
+
+
+lines = st.sampled_from(
+    [b"Connection: keep-alive", b"Connection: close", b"Expect: 100-continue", b"content-length:", b"Host: x"]
 )
-def test_kind_is_unknown_where_the_rest_may_change_it(more: bytes) -> None:
-    assert kind_of(post(LIKE)) is not None
-    assert kind_of(post(LIKE.replace(b'"timeout_ms": 50', more))) is None
-    assert kind_of(post(b'{"data": [[1]]' + b" " * 300 + b"}")) == b"/api/v1/predict{"
+lengths = st.one_of(st.integers(0, 300).map(str), st.integers(4_290, 5_000).map("1".__mul__), st.just("0x1"))
+heads = st.tuples(st.binary(max_size=20), st.lists(lines, max_size=3), lengths).map(
+    lambda parts: b"\r\n".join(
+        [parts[0] + b" HTTP/1.1", *parts[1], b"Content-Length: " + parts[2].encode(), b"", b""]
+    )
+)
 
 
-@given(st.binary(max_size=200))
+@given(st.one_of(st.binary(max_size=200), st.tuples(heads, st.binary(max_size=300)).map(b"".join)))
 def test_any_bytes_are_looked_at_without_harm(data: bytes) -> None:
-    whole_request_head(b"POST /api/v1/predict" + data)
-    kind_of(b"POST /api/v1/predict" + data)
+    whole_prediction(b"POST /api/v1/predict" + data)
     assert timeout_s_of(data, 7.0) == 7.0 or b"timeout_ms" in data
 
 
-@given(st.floats(0.001, 600_000).map(lambda number: round(number, 3)))
-def test_timeout_is_found_in_json_and_in_a_query(timeout_ms: float) -> None:
-    text = f"{timeout_ms:.3f}"
-    assert timeout_s_of(b'{"a": 1, "timeout_ms" : %b}' % text.encode(), 30) == pytest.approx(timeout_ms / 1e3)
-    query = b"POST /api/v1/predict?timeout_ms=%b&x=1 HTTP/1.1" % text.encode()
-    assert timeout_s_of(query, 30) == pytest.approx(timeout_ms / 1e3)
+@given(
+    st.floats(0.001, 600_000),
+    st.sampled_from(["{:.3f}", "{!r}", "{:g}", "{:e}", "{:E}", "{:.0f}", "{:+.1f}"]),
+)
+def test_timeout_is_read_right_or_not_at_all(timeout_ms: float, form: str) -> None:
+    text = form.format(timeout_ms)
+    wanted = float(text) / 1e3
+    for data in (
+        b'{"a": 1, "timeout_ms" : %b}' % text.encode(),
+        b'{"timeout_ms":%b,"a": 1}' % text.encode(),
+        b"POST /api/v1/predict?timeout_ms=%b&x=1 HTTP/1.1" % text.encode(),
+        b"POST /api/v1/predict?timeout_ms=%b HTTP/1.1" % text.encode(),
+    ):
+        expected = 30 if set("eE+") & set(text) else wanted
+        assert timeout_s_of(data, 30) == pytest.approx(expected)

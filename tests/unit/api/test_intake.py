@@ -43,28 +43,6 @@ def test_nobody_is_refused_while_nobody_waits() -> None:
     assert not intake.refuses(0.001)
 
 
-def test_refusal_is_remembered_for_its_kind_its_deadline_and_its_time() -> None:
-    intake = Intake(max_waiting=10)
-    assert not intake.remembers
-    intake.remember(b"slow", timeout_s=0.1, late_s=0.005, now=10.0)
-    assert intake.remembers
-    assert intake.would_be_refused(b"slow", timeout_s=0.1, now=10.004)
-    assert not intake.would_be_refused(b"slow", timeout_s=0.2, now=10.004)
-    assert not intake.would_be_refused(b"fast", timeout_s=0.1, now=10.004)
-    assert not intake.would_be_refused(b"slow", timeout_s=0.1, now=10.006)
-    assert not intake.remembers
-    intake.remember(b"slow", timeout_s=0.1, late_s=5.0, now=20.0)
-    assert not intake.would_be_refused(b"slow", timeout_s=0.1, now=20.1)
-
-
-@given(st.lists(st.binary(max_size=4), max_size=300))
-def test_what_is_remembered_is_bounded(kinds: list[bytes]) -> None:
-    intake = Intake(max_waiting=10)
-    for kind in kinds:
-        intake.remember(kind, timeout_s=0.1, late_s=0.005, now=10.0)
-        assert intake.would_be_refused(kind, timeout_s=0.1, now=10.0)
-
-
 def test_slow_stretch_is_forgotten() -> None:
     intake = crowd(0, turn_s=0.1)
     for _ in range(20):

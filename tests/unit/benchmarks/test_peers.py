@@ -14,6 +14,7 @@ from benchmarks.peers.environments import versions
 from benchmarks.peers.running import differences
 from control_plane.inference.answers import PredictAnswer, timestamp_now, to_json
 from control_plane.inference.hybrid import HybridModel
+from control_plane.inference.plans import Plan
 from control_plane.inference.requests import decode_predict
 from tests.unit.inference.cards import hybrid_card
 
@@ -34,8 +35,9 @@ def outputs_of(rows: int, seed: int) -> dict[str, Any]:
 
 def our_answer(outputs: dict[str, Any]) -> dict[str, Any]:
     request = decode_predict(orjson.dumps({"model_type": "cnn_lstm_hybrid", "data": [[[0.0]]]}))
+    plan = Plan(inputs={}, outputs=(), rows=1, lane=None, warnings=())
     by_triton_name = {tensor.triton_name: outputs[tensor.name] for tensor in CARD.outputs}
-    read = HybridModel(CARD).interpret(request, by_triton_name)
+    read = HybridModel(CARD).interpret(request, plan, by_triton_name)
     return orjson.loads(
         to_json(
             PredictAnswer(

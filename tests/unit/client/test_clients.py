@@ -17,6 +17,7 @@ import pytest
 
 import control_plane.client as package
 from control_plane.client import (
+    AgentPosterior,
     AsyncClient,
     BadAnswer,
     BodyFormat,
@@ -26,6 +27,7 @@ from control_plane.client import (
     ConnectionFailed,
     DeadlineExceeded,
     FailedPrediction,
+    FeedbackItem,
     Forbidden,
     InvalidRequest,
     NotFound,
@@ -251,6 +253,112 @@ def test_batch_members_fail_alone(ask: Ask) -> None:
     assert body["priority"] == 2
     assert body["requests"][1]["timeout_ms"] == 7.0
     assert body["requests"][0]["timeout_ms"] > 1000
+
+
+def test_warm_up_measures_where_asked(ask: Ask) -> None:
+    warmed = {
+        "model_type": "m", "version": "v1", "status": "warmed",
+        "load_time_ms": 1.0, "inference_time_ms": 2.0, "error": None,
+    }  # fmt: skip
+    tuning = {"chosen": {"rows_per_call": 8}, "points": []}
+    server = Server({"results": [warmed, warmed | {"tuning": tuning}]})
+    plain, tuned = ask(server, "warm_up", [("m", "v1"), ("m", "latest")])
+    assert (plain.tuning, tuned.tuning) == (None, tuning)
+    targets = [{"model_type": "m", "version": "v1"}, {"model_type": "m", "version": "latest"}]
+    assert json.loads(server.requests[0].content) == {"models": targets}
+    ask(server, "warm_up", [("m", "v1")], tune=True, p95_ms=20.0, timeout_s=900.0)
+    body = json.loads(server.requests[1].content)
+    assert body == {"models": targets[:1], "tune": True, "p95_ms": 20.0}
+
+
+@pytest.mark.parametrize("body_format", list(BodyFormat))
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ([[1.0, 2.0], [3.0]], "differ in length"), ([[None]], "dtype object"), (None, "got None"),
+        ([["a"]], "array of numbers"), ({"x": [[None]]}, "data.x"),
+    ],
+)  # fmt: skip
+def test_data_that_is_no_array_of_numbers_is_refused_unsent(
+    ask: Ask, data: Any, told: str, body_format: BodyFormat
+) -> None:
+    server = Server(PREDICTION)
+    with pytest.raises(InvalidRequest, match=told) as raised:
+        ask(server, "predict", "mine", data, made={"body_format": body_format})
+    assert raised.value.problem is None
+    with pytest.raises(InvalidRequest, match=r"items\[1\]"):
+        ask(server, "predict_batch", [PredictItem("a", WINDOW), PredictItem("b", data)])
+    assert not server.requests
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "url", ["localhost:8080", "127.0.0.1:8080", "ftp://x", "http://", "", "http://x:port"]
+)
+def test_address_of_no_server_is_refused_at_once(kind: Any, url: str) -> None:
+    with pytest.raises(InvalidRequest, match="address of a server"):
+        kind(url)
+
+
+def test_class_that_is_unknown_is_nan(ask: Ask) -> None:
+    rows = {"classification_probs": [[None, None], [0.1, 0.9]], "classification_pred": [None, 1]}
+    answer = ask(Server(PREDICTION | {"predictions": rows}), "predict", "cnn_lstm_hybrid", WINDOW)
+    np.testing.assert_array_equal(answer.predictions["classification_pred"], [np.nan, 1.0])
+
+
+def test_feedback_goes_in_parts_and_is_tried_again(ask: Ask) -> None:
+    def taken(*ids: str) -> tuple[int, dict[str, Any]]:
+        return 202, {"results": [{"request_id": one, "status": "accepted"} for one in ids]}
+
+    refused = {"request_id": "last", "status": "unknown", "reason": "no decision is kept"}
+    ids = [f"r{number}" for number in range(1000)]
+    server = Server(
+        problem(503), httpx.ReadError("reset"), taken(*ids), problem(503), (202, {"results": [refused]})
+    )
+    items = [FeedbackItem(one, reward=np.float32(0.5)) for one in ids]
+    last = FeedbackItem("last", outcome={"pnl": np.float64(2)}, action=np.int64(1), row=3)
+    answer = ask(server, "give_feedback", [*items, last])
+    assert [(one.request_id, one.status) for one in answer[:1000]] == [(one, "accepted") for one in ids]
+    assert (answer[1000].status, answer[1000].reason) == ("unknown", "no decision is kept")
+    bodies = [json.loads(one.content) for one in server.requests]
+    assert [len(body) for body in bodies] == [1000, 1000, 1000, 1, 1]
+    assert bodies[0][0] == {"request_id": "r0", "reward": 0.5, "row": 0}
+    assert bodies[-1] == [{"request_id": "last", "outcome": {"pnl": 2.0}, "action": 1, "row": 3}]
+    assert {one.url.path for one in server.requests} == {"/api/v1/feedback"}
+
+
+def test_no_feedback_is_not_sent(ask: Ask) -> None:
+    server = Server(problem(422))
+    assert ask(server, "give_feedback", []) == ()
+    assert not server.requests
+
+
+def test_ensemble_is_typed(ask: Ask) -> None:
+    document = {
+        "model": "rl_ensemble-v1.0", "policy": "thompson", "settings": {"policy": "thompson", "floor": 0.0},
+        "weights": {"ppo": 0.75, "dqn": 0.25}, "rewards": 7, "updated_at": "2026-01-02T03:04:05Z", "warnings": ["w"],
+        "posteriors": {
+            "ppo": {"mean": 1.0, "sd": 0.5, "interval": [0.0, 2.0], "pulls": 3.5},
+            "dqn": {"mean": None, "sd": None, "interval": None, "pulls": 0.0},
+        },
+        "history": [{"time": "2026-01-02T03:04:05Z", "weights": {"ppo": 0.5, "dqn": 0.5}, "rewards": 0}],
+        "timestamp": "2026-01-02T03:04:05Z",
+    }  # fmt: skip
+    server = Server(document)
+    answer = ask(server, "ensemble")
+    assert (answer.model, answer.rewards, answer.warnings) == ("rl_ensemble-v1.0", 7, ("w",))
+    assert answer.posteriors["ppo"] == AgentPosterior(mean=1.0, sd=0.5, interval=(0.0, 2.0), pulls=3.5)
+    assert answer.posteriors["dqn"].interval is None
+    assert answer.history[0].weights == {"ppo": 0.5, "dqn": 0.5}
+    assert answer.updated_at == answer.history[0].time == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    ask(server, "ensemble", "rl_ensemble-v1.0")
+    assert [one.url.path for one in server.requests] == [
+        "/api/v1/ensembles/rl_ensemble",
+        "/api/v1/ensembles/rl_ensemble-v1.0",
+    ]
+    assert ask(Server(document | {"updated_at": None}), "ensemble").updated_at is None
+    with pytest.raises(BadAnswer):
+        ask(Server(document | {"posteriors": {"ppo": {}}}), "ensemble")
 
 
 def test_unhealthy_is_an_answer(ask: Ask) -> None:

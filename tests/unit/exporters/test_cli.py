@@ -20,6 +20,7 @@ from exporters.cli import main
 from exporters.limits import DEFAULT_LIMITS
 from exporters.pipeline import export
 from exporters.protocol import decode_request
+from tests.support.agents import agent_bytes, write_folder
 from tests.support.checkpoints import random_state, save_checkpoint
 from tests.unit.exporters.crafted import call, document, text, zip_checkpoint
 
@@ -113,7 +114,7 @@ def modules_after_all(*commands: tuple[object, ...]) -> set[str]:
     return set(done.stdout.split())
 
 
-COMMANDS = ((), ("hybrid",), ("ready-made",), ("check",), ("run",), ("publish-missing",))
+COMMANDS = ((), ("hybrid",), ("rl_ensemble",), ("ready-made",), ("check",), ("run",), ("publish-missing",))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -166,11 +167,11 @@ def test_hybrid_exports_with_values_set_on_the_command_line(checkpoint, tmp_path
 def test_commands_for_people_run_within_the_default_limits(monkeypatch):
     applied = []
     monkeypatch.setattr("exporters.cli.apply_limits", applied.append)
-    for command in ("hybrid", "ready-made", "check", "publish-missing", "run"):
+    for command in ("hybrid", "rl_ensemble", "ready-made", "check", "publish-missing", "run"):
         with pytest.raises(SystemExit):
             main([command, "--no-such-option"])
 
-    assert applied == [DEFAULT_LIMITS] * 4  # `run` sets its own
+    assert applied == [DEFAULT_LIMITS] * 5  # `run` sets its own
 
 
 def test_hybrid_again_says_that_nothing_changed(checkpoint, repository):
@@ -263,6 +264,29 @@ def test_check_of_an_artefact_that_is_not_the_cards_finds_it_by_running(reposito
     (folder / "model.json").write_bytes(msgspec.json.encode(wrong))
 
     assert "isn't one of the model's" in in_process("check", folder).stdout
+
+
+def test_agents_are_exported_by_the_command_and_by_the_protocol(tmp_path):
+    folder = write_folder(tmp_path / "agents", {"a": agent_bytes(), "b": agent_bytes()})
+    options = ("--version", "v1", "--repository", tmp_path / "r", "--set", "q_temperature=2")
+
+    done = in_process("rl_ensemble", folder, *options)
+    assert done.exit_code == 0, done.stderr
+    assert "Published rl_ensemble-v1: onnx" in done.stdout
+    assert read_card(tmp_path / "r" / "rl_ensemble-v1").config["q_temperature"] == 2
+
+    asked = json.dumps(
+        {
+            "model_type": "rl_ensemble",
+            "version": "v2",
+            "file_path": str(folder),
+            "repository": str(tmp_path / "r"),
+            "config": {"weights_policy": {"policy": "fixed"}},
+        }
+    )
+    events = [json.loads(line) for line in exporters("run", given=asked).stdout.splitlines()]
+    assert [event.get("stage") for event in events[:-1]] == STAGES
+    assert events[-1]["card"]["config"]["weights_policy"] == {"policy": "fixed"}
 
 
 def test_check_of_nothing_says_what_it_expects(tmp_path):

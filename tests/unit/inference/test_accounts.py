@@ -68,6 +68,19 @@ def test_senders_fault_is_a_warning() -> None:
     assert logs[0]["log_level"] == "warning"
 
 
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [
+        (QueueFull, "warning"), (CacheFull, "warning"), (DeadlineExceeded, "warning"), (TritonUnavailable, "error"),
+        (ModelNotReady, "error"), (InferenceFailed, "error"),
+    ],
+)  # fmt: skip
+def test_overload_and_missed_deadlines_are_warnings(kind: type[ServingError], level: str) -> None:
+    with structlog.testing.capture_logs() as logs:
+        Failures().failed(kind("x"), model_type="m", version="v1", request_id=None)
+    assert [entry["log_level"] for entry in logs] == [level]
+
+
 def test_overload_is_logged_once_a_second_with_the_number_refused() -> None:
     time = [100.0]
     failures = Failures(clock=lambda: time[0])

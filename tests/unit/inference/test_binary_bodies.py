@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -281,3 +282,41 @@ def test_any_query_answers_or_refuses(query: bytes) -> None:
 def test_arrow_columns_of_one_name_are_422() -> None:
     table = pa.Table.from_arrays([pa.array([1.0])] * 2, names=["a", "a"])
     assert status_of(lambda: read_arrow(stream(table))) == 422
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pd.date_range("2026-01-01", periods=3, freq="h"), pd.date_range("2026-01-01", periods=3, name="time"),
+        pd.Index(["a", "b", "c"]), pd.Index(["a", "b", "c"], name="symbol"), pd.Index([7, 8, 9], name="id"),
+        pd.MultiIndex.from_product([["a"], [1, 2, 3]], names=["symbol", None]), pd.RangeIndex(3),
+        pd.RangeIndex(3, name="step"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("preserve", [None, True])
+def test_arrow_index_of_a_pandas_frame_is_no_data(index: pd.Index, preserve: Any) -> None:
+    frame = pd.DataFrame({"open": [1.0, 2.0, 3.0], "close": [4, 5, 6]}, index=index)
+    table = pa.Table.from_pandas(frame, preserve_index=preserve)
+    np.testing.assert_array_equal(read_arrow(stream(table)), [[1, 4], [2, 5], [3, 6]])
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"", b"[]", b"{}", b"5", b'{"index_columns": 5}', b'{"index_columns": [[], 1]}']
+)
+def test_arrow_notes_that_are_not_pandas_own_are_ignored(metadata: bytes) -> None:
+    table = pa.table({"a": [1.0], "b": [2.0]}).replace_schema_metadata({"pandas": metadata})
+    assert read_arrow(stream(table)).tolist() == [[1.0, 2.0]]
+
+
+def test_arrow_index_alone_is_422() -> None:
+    table = pa.table({"a": [1.0]}).replace_schema_metadata({"pandas": b'{"index_columns": ["a"]}'})
+    assert status_of(lambda: read_arrow(stream(table))) == 422
+
+
+def test_arrow_answer_holds_unknown_classes_as_nulls() -> None:
+    answer = PredictAnswer(
+        request_id="r", model_type="t", model_version="v", confidence_scores=None, processing_time_ms=1.5,
+        timestamp="now", ab_test_group=None, warnings=(), predictions={"pred": [None, 2]}, uncertainty=None,
+    )  # fmt: skip
+    table = pa.ipc.open_stream(write_arrow(answer)).read_all()
+    assert table.column("predictions.pred").to_pylist() == [None, 2]

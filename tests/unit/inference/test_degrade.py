@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from control_plane.errors import InferenceFailed, Overloaded, QueueFull, ServingError, ShuttingDown
+from control_plane.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    Overloaded,
+    QueueFull,
+    ServingError,
+    ShuttingDown,
+)
 from control_plane.inference.batch import predict_batch
 from control_plane.inference.open_inference import InferRequest, WireTensor
 from control_plane.inference.open_inference_answers import encode_infer
@@ -95,8 +102,9 @@ def test_fallback_answers_what_would_come_too_late(tmp_path: Path) -> None:
                 await ask(plane, value=value)
             work = asyncio.gather(*(ask(plane) for _ in range(3)))
             await asyncio.sleep(0.001)
-            with pytest.raises(Overloaded):
+            with pytest.raises(Overloaded) as refused:
                 await ask(plane, timeout_ms=200)
+            assert "on_overload: degrade" in (refused.value.remedy or "")
             assert (await ask(plane, timeout_ms=200, on_overload="degrade")).model_version == "v1"
             assert (await ask(plane, timeout_ms=2000, on_overload="degrade")).model_version == "v2"
             await work
@@ -160,6 +168,22 @@ def test_refusal_stands_where_no_step_holds(tmp_path: Path, fallback: str | None
             assert plane.cache.loads == []
             for one in work:
                 await one
+
+    run(scenario())
+
+
+def test_fallback_that_takes_all_the_time_is_a_deadline_and_no_refusal(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cards = (version("v1"), version("v2", fallback="v1", response_cache=KEPT))
+        async with plane_of(tmp_path, *cards) as plane:
+            work = await fill(plane)
+            plane.triton.service_s = 5.0
+            began = now()
+            with pytest.raises(DeadlineExceeded):
+                await ask(plane, on_overload="degrade", timeout_ms=200)
+            assert now() - began == pytest.approx(0.2)
+            plane.triton.service_s = 0.1
+            await work
 
     run(scenario())
 
@@ -299,3 +323,19 @@ def test_flood_that_degrades_is_answered_more_than_one_that_does_not(tmp_path: P
 
     assert run(answered("degrade")) == 4
     assert run(answered("reject")) == 0
+
+
+def test_refusal_does_not_suggest_what_was_sent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with plane_of(tmp_path, version("v2")) as plane:
+            plane.triton.service_s = 0.1
+            for value in range(6):
+                await ask(plane, value=value)
+            work = asyncio.gather(*(ask(plane) for _ in range(3)))
+            await asyncio.sleep(0.001)
+            with pytest.raises(Overloaded) as refused:
+                await ask(plane, timeout_ms=200, on_overload="degrade")
+            assert refused.value.remedy == "Try again after Retry-After, or raise timeout_ms."
+            await work
+
+    run(scenario())

@@ -19,6 +19,7 @@ from control_plane.errors import (
     UnknownModel,
     UnknownVersion,
 )
+from control_plane.inference.decisions import UniformWeights
 from control_plane.inference.open_inference import InferRequest, decode_infer
 from control_plane.inference.open_inference_answers import TensorAnswer, encode_infer
 from control_plane.inference.open_inference_names import find_model
@@ -49,7 +50,7 @@ def decode_binary(body: dict[str, Any], *data: bytes, name: str = "mine") -> Inf
 
 
 def plan(request: InferRequest, of: ModelCard | None = None) -> Plan:
-    return plan_tensors(request, of or card("mine"), max_rows=100)
+    return plan_tensors(request, of or card("mine"), weights=UniformWeights(), max_rows=100)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -371,3 +372,18 @@ def test_url_and_parameter_may_not_name_different_versions() -> None:
     assert decode(body, version="v2").version == "v2"
     with pytest.raises(InvalidInput, match="names another version"):
         decode(body, version="v1")
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"inputs": [{"name": "x", "shape": [1, -12], "datatype": "FP32", "data": []}]}, "integer >= 0"),
+        ({"parameters": {"on_overload": "wait"}}, "'reject' or 'degrade'"),
+        ({"parameters": {"on_overload": 5}}, "'reject' or 'degrade'"),
+        ({"outputs": [{"name": "z"}]}, "outputs among y, each at most once"),
+    ],
+)
+def test_refusal_says_what_is_expected_there(changed: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        plan(decode({"inputs": [json_input()]} | changed))
+    assert raised.value.expected == expected

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from control_plane.api.problem import problem_document
 from control_plane.errors import (
     InvalidInput,
     MalformedRequest,
@@ -181,6 +182,20 @@ def test_unknown_fields_are_all_named_with_a_guess() -> None:
     error = refusal(HYBRID[:-1] % "[[1]]" + ', "batchsize": 1, "colour": 2}')
     assert [field.path for field in error.errors] == ["batchsize", "colour"]
     assert "batch_size" in (error.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (HYBRID % "[]", "an empty array"), (HYBRID % "[1, 2]", "1-D"), (HYBRID[:-3], "byte 42"), ('{"a', "byte 3"),
+        (HYBRID % "[[[1], [null]]]", "Expected number"), (HYBRID % "5", "number"),
+        (HYBRID[:-1] % "[[1]]" + ', "foo": 1, "quux": 2}', "Remove them."),
+        (HYBRID[:-1] % "[[1]]" + ', "foo": 1}', "Remove it."),
+    ],
+)  # fmt: skip
+def test_refusal_says_what_there_is(body: str, told: str) -> None:
+    document = problem_document(refusal(body), request_id="r", instance="/")
+    assert told in document["detail"]
 
 
 def test_nan_says_nan() -> None:

@@ -234,8 +234,8 @@ def test_weights_have_entries_of_their_own_and_draws_stay_random(tmp_path: Path)
     async def scenario() -> None:
         async with data_plane(tmp_path, cards=[rl_card(serving=KEPT)]) as plane:
             await ask(plane, request())
-            assert (await ask(plane, request(weights=[1, 1]))).cached
-            assert not (await ask(plane, request(weights=[1, 3]))).cached
+            assert (await ask(plane, request(weights=[0.5, 0.5]))).cached
+            assert not (await ask(plane, request(weights=[0.25, 0.75]))).cached
             draws = [await ask(plane, request(action_selection="sample")) for _ in range(3)]
             assert all(draw.cached for draw in draws)
             assert len({draw.predictions["action"].tobytes() for draw in draws}) > 1

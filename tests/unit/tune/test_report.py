@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from control_plane.__main__ import app
 from control_plane.models.tuning.choice import CallSize, Point, choose
 from control_plane.models.tuning.configurations import Configuration, Trial
 from control_plane.models.tuning.measurement import Curve
-from control_plane.tune.plot import can_plot, write_plot
+from control_plane.tune.plot import can_plot, ending_fault, write_plot
 from control_plane.tune.report import Report, print_report
 
 
@@ -80,3 +82,13 @@ def test_plot_of_the_same_curve_is_the_same_file(tmp_path: Path, objective_p95_m
     assert first == second
     assert "tiny-v1" in first
     assert "rows a second" in first
+
+
+@pytest.mark.parametrize(
+    ("name", "is_fine"), [("a.svg", True), ("a.PNG", True), ("a.xyz", False), ("a", False), (".svg", False)]
+)
+def test_picture_of_another_ending_is_refused_before_the_measurement(name: str, *, is_fine: bool) -> None:
+    assert (ending_fault(Path(name)) is None) is is_fine
+    if not is_fine:
+        answer = CliRunner().invoke(app, ["tune", "m", "--plot", name])
+        assert answer.exit_code == 2
