@@ -83,6 +83,41 @@ _HYBRID_PROPERTIES: dict[str, Any] = {
     "feature_names": _names("A name for each input channel, in order."),
 }
 
+_ENSEMBLE_PROPERTIES: dict[str, Any] = {
+    "agents": {
+        "type": "array",
+        "items": {"type": "object", "required": ["name"]},
+        "description": "As in manifest.json, which it changes agent by agent: name, algorithm, normalization, "
+        "temperature, target_noise, activation, action_space, low, high.",
+        "default": [],
+    },
+    "observation_size": {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "description": "Features of the observation; null: as the agents say.",
+        "default": None,
+    },
+    "class_names": _names("A name for each action, in order."),
+    "feature_names": _names("A name for each feature, in order."),
+    "action_thresholds": {
+        "type": ["array", "null"],
+        "items": {"type": "number"},
+        "description": "Where a continuous action, from -1 to 1, is cut into the discrete ones; null: -1/3 and 1/3.",
+        "default": None,
+    },
+    "q_temperature": {
+        "type": ["number", "null"],
+        "exclusiveMinimum": 0,
+        "description": "DQN's probabilities are the softmax of its action values over it; null: 1.",
+        "default": None,
+    },
+    "weights_policy": {
+        "type": ["object", "null"],
+        "description": "How the weights learn, with the fields of PUT /api/v1/ensembles/{model}.",
+        "default": None,
+    },
+}
+
 FAMILIES: dict[str, Family] = {
     "cnn_lstm_hybrid": Family(
         name="CNN-LSTM hybrid",
@@ -107,7 +142,12 @@ FAMILIES: dict[str, Family] = {
         output_format="action probabilities [batch][actions], action [batch], state value [batch][1], each agent's",
         supports_uncertainty=True,
         supports_ensemble=True,
-        config_schema={"$schema": _DRAFT, "type": "object", "properties": {}},
+        config_schema={
+            "$schema": _DRAFT,
+            "type": "object",
+            "additionalProperties": False,
+            "properties": _ENSEMBLE_PROPERTIES,
+        },
     ),
 }
 

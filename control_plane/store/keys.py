@@ -80,3 +80,7 @@ class Keys:
     def feedback(self, request_id: str, row: int) -> str:
         """The feedback to one row of a request."""
         return self.ensembles("feedback", request_id, str(row))
+
+    def experiments(self, *parts: str) -> str:
+        """A key of the experiments: definitions, states, counts, and what participants' feedback needs."""
+        return self.of("experiments", *parts)
