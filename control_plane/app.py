@@ -10,6 +10,7 @@ from control_plane import __version__
 from control_plane.api import (
     docs,
     ensembles,
+    experiments,
     feedback,
     health,
     metrics,
@@ -27,11 +28,17 @@ from control_plane.api.middleware import RequestEnvelope
 from control_plane.api.problem import install_handlers
 from control_plane.api.resources import Resources
 from control_plane.background import background_tasks
-from control_plane.ensembles.feedback import FeedbackDesk
+from control_plane.ensembles.feedback import RewardDesk
 from control_plane.ensembles.operations import EnsembleOperations
 from control_plane.ensembles.recorder import DecisionRecorder
 from control_plane.ensembles.weights import LearnedWeights
 from control_plane.errors import RedisUnavailable
+from control_plane.experiments.active import ActiveExperiments
+from control_plane.experiments.counters import Counters
+from control_plane.experiments.operations import ExperimentOperations
+from control_plane.experiments.outcomes import OutcomeDesk
+from control_plane.experiments.service import ExperimentService
+from control_plane.feedback.desk import FeedbackDesk
 from control_plane.inference.dispatcher import Infer
 from control_plane.inference.predictor import Predictor
 from control_plane.models.aliases import Aliases
@@ -42,6 +49,7 @@ from control_plane.models.reconciler import Reconciler
 from control_plane.models.registry import ModelRegistry
 from control_plane.settings import Settings
 from control_plane.store.ensembles import EnsembleStore
+from control_plane.store.experiments import ExperimentStore
 from control_plane.store.lock import Locks
 from control_plane.store.redis import open_store
 from control_plane.triton.client import connect
@@ -78,6 +86,7 @@ def create_app(settings: Settings, *, draining: Draining | None = None) -> FastA
         models.router,
         serving.router,
         ensembles.router,
+        experiments.router,
         feedback.router,
         health.router,
         metrics.router,
@@ -126,6 +135,15 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
         )
         weights = LearnedWeights(store, registry, settings.ensembles)
         recorder = DecisionRecorder(store, settings.feedback)
+        experiment_store = ExperimentStore(redis, retention_s=settings.feedback.retention_s)
+        active = ActiveExperiments(Counters())
+        experiment_service = ExperimentService(
+            store=experiment_store,
+            active=active,
+            cache=cache,
+            registry=registry,
+            settings=settings.experiments,
+        )
         predictor = Predictor(
             registry=registry,
             cache=cache,
@@ -133,6 +151,7 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
             settings=settings,
             weights=weights,
             decisions=recorder,
+            router=active,
         )
         reconciler = Reconciler(
             settings=settings, triton=triton, registry=registry, aliases=aliases, cache=cache
@@ -141,6 +160,7 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
         await registry.refresh()
         with suppress(RedisUnavailable):
             await weights.refresh()
+            await experiment_service.refresh()
         await stack.enter_async_context(
             background_tasks(
                 {
@@ -152,12 +172,16 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
                     "dispatcher_sweeper": predictor.run_sweeper,
                     "ensemble_weights": weights.run,
                     "decision_recorder": recorder.run,
+                    "experiments": experiment_service.run_refresh,
+                    "experiment_counts": experiment_service.run_flush,
+                    "experiment_lifecycle": experiment_service.run_lifecycle,
                 }
             )
         )
         # In reverse: predictions end first, then loads, and the flusher writes what they counted.
         stack.push_async_callback(cache.aclose)
         stack.push_async_callback(recorder.aclose)
+        stack.push_async_callback(experiment_service.aclose)
         stack.push_async_callback(operations.aclose)
         stack.push_async_callback(predictor.close, timeout_s=settings.api.shutdown_timeout_s)
         yield Resources(
@@ -170,12 +194,15 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
             predictor=predictor,
             feedback=FeedbackDesk(
                 store=store,
-                registry=registry,
                 recorder=recorder,
-                weights=weights,
+                rewards=RewardDesk(store=store, registry=registry, weights=weights),
+                outcomes=OutcomeDesk(experiment_store, active, experiment_service),
                 settings=settings.feedback,
             ),
             ensembles=EnsembleOperations(store=store, registry=registry),
+            experiments=ExperimentOperations(
+                store=experiment_store, service=experiment_service, registry=registry
+            ),
             draining=draining,
             intake=Intake(max_waiting=settings.batch_processing.max_queue_size),
         )

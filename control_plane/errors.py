@@ -16,7 +16,8 @@ ServingError
 │   ├── VersionConflict              same version, other content
 │   ├── ModelInUse                   in use by requests or an experiment
 │   ├── FeedbackConflict             other feedback was given to the request before
-│   └── EnsembleChanged              an ensemble changed again and again while it was to be changed
+│   ├── EnsembleChanged              an ensemble changed again and again while it was to be changed
+│   └── ExperimentConflict           the id is taken, or the experiment can't do that now
 ├── FeedbackExpired             410  the request is older than feedback is taken for
 ├── PayloadTooLarge             413
 ├── UnsupportedMediaType        415  a body of a type that is not read here
@@ -147,6 +148,10 @@ class EnsembleChanged(Conflict):
     """The ensemble changed meanwhile, as often as it was tried."""
 
 
+class ExperimentConflict(Conflict):
+    """The experiment's id is taken, or what is asked of it can't be done now."""
+
+
 class FeedbackExpired(ServingError):
     """The request is older than feedback is taken for."""
 
@@ -246,6 +251,9 @@ PROBLEMS: dict[type[ServingError], Problem] = {
     ModelInUse: Problem(slug="model-in-use", status=409, title="Model in use"),
     FeedbackConflict: Problem(slug="feedback-conflict", status=409, title="Other feedback was given before"),
     EnsembleChanged: Problem(slug="ensemble-changed", status=409, title="Ensemble changed meanwhile"),
+    ExperimentConflict: Problem(
+        slug="experiment-conflict", status=409, title="Not possible with this experiment"
+    ),
     FeedbackExpired: Problem(slug="feedback-expired", status=410, title="Too late for feedback"),
     PayloadTooLarge: Problem(slug="payload-too-large", status=413, title="Payload too large"),
     UnsupportedMediaType: Problem(slug="unsupported-media-type", status=415, title="Unsupported media type"),

@@ -183,6 +183,15 @@ class EnsemblesSettings(Section):
     """Time between two points of the weights' history, in seconds; the last 1,440 are kept."""
 
 
+class ExperimentsSettings(Section):
+    """A/B tests, shadows, canaries and bandits."""
+
+    poll_interval_s: Seconds = 2.0
+    """How often a worker looks for experiments that changed, where Redis' messages were lost, in seconds."""
+    flush_interval_s: Seconds = 0.2
+    """How often a worker writes what it counted, in seconds; `kill -9` loses at most so much of its counts."""
+
+
 class EmbeddedSettings(Section):
     """What `serve` keeps when it embeds Triton or Redis."""
 
@@ -202,6 +211,7 @@ class Settings(Section):
     limits: LimitsSettings = LimitsSettings()
     feedback: FeedbackSettings = FeedbackSettings()
     ensembles: EnsemblesSettings = EnsemblesSettings()
+    experiments: ExperimentsSettings = ExperimentsSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
     log_format: Literal["json", "console"] = "json"
     """Logs as JSON lines, or for people."""

@@ -16,7 +16,6 @@ from control_plane.api.schemas.feedback import (
     FeedbackListAnswer,
     decode_feedback,
 )
-from control_plane.ensembles.feedback import FeedbackResult, FeedbackStatus
 from control_plane.errors import (
     FeedbackConflict,
     FeedbackExpired,
@@ -24,6 +23,7 @@ from control_plane.errors import (
     ServingError,
     UnknownRequest,
 )
+from control_plane.inference.feedback import FeedbackResult, FeedbackStatus
 
 router = APIRouter(tags=["feedback"])
 

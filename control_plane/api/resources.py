@@ -7,8 +7,9 @@ from starlette.requests import HTTPConnection
 
 from control_plane.api.draining import Draining
 from control_plane.api.intake import Intake
-from control_plane.ensembles.feedback import FeedbackDesk
 from control_plane.ensembles.operations import EnsembleOperations
+from control_plane.experiments.operations import ExperimentOperations
+from control_plane.feedback.desk import FeedbackDesk
 from control_plane.inference.predictor import Predictor
 from control_plane.models.cache import ModelCache
 from control_plane.models.operations import ModelOperations
@@ -31,6 +32,7 @@ class Resources:
     predictor: Predictor
     feedback: FeedbackDesk
     ensembles: EnsembleOperations
+    experiments: ExperimentOperations
     draining: Draining
     intake: Intake
 

@@ -1,74 +1,34 @@
-"""Realised rewards: found their decisions, shared among the agents, and counted once.
+"""Realised rewards of an ensemble's decisions: shared among the agents, and counted once.
 
 Nothing is acknowledged that isn't in Redis; without Redis it raises, and the caller tries again, which counts nothing
-twice.
+twice. `control_plane.feedback` finds the decisions.
 """
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import msgspec
 
 from control_plane.ensembles.learning import NOTHING_LEARNED, decay_of, settings_of
 from control_plane.ensembles.policies import PolicySettings, check_reward
-from control_plane.ensembles.recorder import DecisionRecorder
 from control_plane.ensembles.records import (
     DecisionRecord,
     ensemble_of,
     log_entry_of,
-    record_from,
     row_of,
     sums_of,
     to_text,
 )
 from control_plane.ensembles.weights import LearnedWeights
 from control_plane.errors import EnsembleChanged
-from control_plane.inference.identifiers import time_of
+from control_plane.inference.feedback import Feedback, FeedbackResult, FeedbackStatus
 from control_plane.models.card import ModelCard
 from control_plane.models.registry import ModelRegistry
-from control_plane.settings import FeedbackSettings
 from control_plane.store.ensembles import Credit, CreditOutcome, EnsembleState, EnsembleStore
-from control_plane.telemetry import metrics
 
-BOOKKEEPING_S = 5.0
-"""Feedback to a request younger than this waits for what its worker has yet to write."""
-_UNDATED_WAIT_S = 1.0
-_LOOK_AGAIN_S = 0.1
 _ANNOUNCE_S = 0.05
 _ATTEMPTS = 20
-
-
-class FeedbackStatus(StrEnum):
-    """What became of a feedback."""
-
-    ACCEPTED = "accepted"
-    DUPLICATE = "duplicate"
-    CONFLICT = "conflict"
-    UNKNOWN = "unknown"
-    EXPIRED = "expired"
-    INVALID = "invalid"
-
-
-class Feedback(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one decision; `api/schemas/feedback.py` explains the fields."""
-
-    request_id: str
-    reward: float | None = None
-    outcome: dict[str, float] | None = None
-    action: int | str | None = None
-    row: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeedbackResult:
-    """What became of it; `reason` says why where it wasn't taken."""
-
-    request_id: str
-    status: FeedbackStatus
-    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +40,13 @@ class _Given:
     action: int | None
 
 
-class FeedbackDesk:
-    """Takes feedback.
+class RewardDesk:
+    """Counts rewards.
 
     Args:
-        store: Decisions, and what was learned.
+        store: What was learned.
         registry: Which ensembles there are.
-        recorder: This worker's decisions that aren't written yet.
         weights: To be woken when something was learned.
-        settings: How long feedback is taken.
         wall: Wall time in seconds.
     """
 
@@ -97,35 +55,26 @@ class FeedbackDesk:
         *,
         store: EnsembleStore,
         registry: ModelRegistry,
-        recorder: DecisionRecorder,
         weights: LearnedWeights,
-        settings: FeedbackSettings,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._registry = registry
-        self._recorder = recorder
         self._weights = weights
-        self._settings = settings
         self._wall = wall
         self._announced: dict[str, float] = {}
 
-    async def take(self, feedback: Sequence[Feedback]) -> list[FeedbackResult]:
-        """Counts feedback; the results are in its order.
+    async def take(self, feedback: Sequence[tuple[Feedback, DecisionRecord]]) -> list[FeedbackResult]:
+        """Counts feedback to decisions; the results are in its order.
 
         Raises:
             RedisUnavailable: some may have been counted; to give all again is safe.
             EnsembleChanged: an ensemble is changed faster than feedback can be counted.
         """
-        records = await self._find([one.request_id for one in feedback])
-        states = await self._states(records)
+        states = await self._states(record for _, record in feedback)
         results: list[FeedbackResult | None] = []
         given: list[tuple[int, _Given]] = []
-        for position, one in enumerate(feedback):
-            record = records.get(one.request_id)
-            if record is None:
-                results.append(self._missing(one.request_id))
-                continue
+        for position, (one, record) in enumerate(feedback):
             try:
                 fitting = _Given(feedback=one, record=record, action=self._action(one, record))
                 _check_row(one, record)
@@ -144,48 +93,10 @@ class FeedbackDesk:
             results[position] = FeedbackResult(
                 request_id=counted.feedback.request_id, status=FeedbackStatus(outcome.value)
             )
-        done = [result for result in results if result is not None]
-        for result in done:
-            metrics.FEEDBACK.labels(result.status.value).inc()
-        return done
+        return [result for result in results if result is not None]
 
-    async def _find(self, request_ids: Sequence[str]) -> dict[str, DecisionRecord]:
-        """The decisions, after a wait where a request is so young that its worker may yet have to write them."""
-        wanted = list(dict.fromkeys(request_ids))
-        found = await self._store.decisions(wanted)
-        missing = [one for one in wanted if one not in found]
-        if missing and self._recorder.waiting:
-            await self._recorder.flush()
-        started = self._wall()
-        while missing:
-            found |= await self._store.decisions(missing)
-            missing = [one for one in missing if one not in found and self._may_come(one, started)]
-            if missing:
-                await asyncio.sleep(_LOOK_AGAIN_S)
-        return {one: record_from(text) for one, text in found.items()}
-
-    def _may_come(self, request_id: str, started: float) -> bool:
-        made = time_of(request_id)
-        if made is None:
-            return self._wall() - started < _UNDATED_WAIT_S
-        return abs(self._wall() - made) < BOOKKEEPING_S
-
-    def _missing(self, request_id: str) -> FeedbackResult:
-        made = time_of(request_id)
-        if made is not None and self._wall() - made > self._settings.retention_s:
-            return FeedbackResult(
-                request_id=request_id,
-                status=FeedbackStatus.EXPIRED,
-                reason=f"feedback is taken for {self._settings.retention_s:g} s after the request",
-            )
-        return FeedbackResult(
-            request_id=request_id,
-            status=FeedbackStatus.UNKNOWN,
-            reason="no decision is kept under this id: only those of rl_ensemble are, when POST /predict answered",
-        )
-
-    async def _states(self, records: dict[str, DecisionRecord]) -> dict[str, EnsembleState]:
-        ensembles = sorted({record.ensemble for record in records.values()})
+    async def _states(self, records: Iterable[DecisionRecord]) -> dict[str, EnsembleState]:
+        ensembles = sorted({record.ensemble for record in records})
         return await self._store.states(ensembles) if ensembles else {}
 
     async def _count(

@@ -28,6 +28,7 @@ class TensorAnswer:
     is_cached: bool = False
     degraded: str | None = None
     warnings: tuple[str, ...] = ()
+    ab_test_group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,8 @@ def encode_infer(request: InferRequest, answer: TensorAnswer) -> EncodedAnswer:
     parameters: dict[str, Any] = {"cached": True} if answer.is_cached else {}
     if answer.degraded is not None:
         parameters["degraded"] = answer.degraded
+    if answer.ab_test_group is not None:
+        parameters["ab_test_group"] = answer.ab_test_group
     if answer.warnings:
         parameters["warning"] = " ".join(answer.warnings)
     if parameters:

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from control_plane.errors import UnknownExperiment, UnknownVersion
+from control_plane.errors import UnknownVersion
 from control_plane.inference.accounts import UNKNOWN, Failures
 from control_plane.inference.answers import PredictAnswer, timestamp_now
 from control_plane.inference.decisions import DecisionSink, UniformWeights, WeightsSource
@@ -20,13 +20,14 @@ from control_plane.inference.open_inference_names import find_fresh_model, type_
 from control_plane.inference.open_inference_tensors import plan_tensors
 from control_plane.inference.plans import Plan
 from control_plane.inference.requests import AnyPredictRequest
+from control_plane.inference.routing import Assignment, NoExperiments, Router
 from control_plane.inference.runner import PlanRunner
 from control_plane.inference.served import ServedModel, ServedModels
 from control_plane.models.cache import ModelCache
 from control_plane.models.registry import ModelRegistry, ModelVersion
+from control_plane.models.versions import LATEST
 from control_plane.settings import Settings
 
-NO_EXPERIMENT = "none"
 _SWEEP_S = 30.0
 
 
@@ -40,6 +41,7 @@ class Predictor:
         settings: Limits, timeouts and the dispatchers' bounds.
         weights: Which weights of an ensemble are in force.
         decisions: Takes note of an ensemble's decisions.
+        router: Says which version answers where experiments run.
         clock: Monotonic time in seconds.
     """
 
@@ -52,10 +54,12 @@ class Predictor:
         settings: Settings,
         weights: WeightsSource | None = None,
         decisions: DecisionSink | None = None,
+        router: Router | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._weights = weights or UniformWeights()
         self._decisions = decisions or UniformWeights()
+        self._router = router or NoExperiments()
         self._registry = registry
         self._runner = PlanRunner(cache, clock=clock)
         self._settings = settings
@@ -94,11 +98,19 @@ class Predictor:
         """
         request_id = request.request_id or request_id or uuid7()
         model_type = version = UNKNOWN
+        assignment: Assignment | None = None
         try:
-            if request.experiment_id is not None and request.experiment_id != NO_EXPERIMENT:
-                raise _unknown_experiment(request.experiment_id)
+            assignment = self._router.assign(
+                model_type=request.model_type,
+                version=request.model_version,
+                experiment_id=request.experiment_id,
+                routing_key=request.routing_key,
+                request_id=request_id,
+                now_s=time.time(),
+            )
+            wanted = request.model_version if assignment is None else assignment.version
             try:
-                model = await self._registry.resolve_fresh(request.model_type, request.model_version)
+                model = await self._registry.resolve_fresh(request.model_type, wanted)
             except UnknownVersion:
                 model_type = request.model_type
                 raise
@@ -118,12 +130,22 @@ class Predictor:
             raise
         except Exception as error:
             self._failures.failed(error, model_type=model_type, version=version, request_id=request_id)
+            if assignment is not None:
+                self._router.failed(assignment, error, covariate=request.covariate)
             raise
         warnings = outputs.warnings + plan.warnings + meaning.warnings
         if meaning.decision is not None:
             warnings += self._decisions.note(request_id, model.card, meaning.decision)
         latency_s = self._clock() - received
         served.accounts.answered(rows=plan.rows, latency_s=latency_s)
+        processing_time_ms = round(latency_s * 1000, 3)
+        if assignment is not None:
+            self._router.answered(
+                assignment,
+                request_id=request_id,
+                latency_ms=processing_time_ms,
+                covariate=request.covariate,
+            )
         return PredictAnswer(
             request_id=request_id,
             model_type=model_type,
@@ -131,9 +153,9 @@ class Predictor:
             predictions=meaning.predictions,
             uncertainty=meaning.uncertainty,
             confidence_scores=meaning.confidence_scores,
-            processing_time_ms=round(latency_s * 1000, 3),
+            processing_time_ms=processing_time_ms,
             timestamp=timestamp_now(),
-            ab_test_group=None,
+            ab_test_group=None if assignment is None else assignment.group,
             cached=outputs.is_cached,
             degraded=outputs.degraded,
             warnings=warnings,
@@ -146,11 +168,21 @@ class Predictor:
             As `predict`.
         """
         model_type = version = UNKNOWN
+        assignment: Assignment | None = None
         try:
-            if request.experiment_id is not None and request.experiment_id != NO_EXPERIMENT:
-                raise _unknown_experiment(request.experiment_id)
+            is_open = self._registry.get(request.name) is None and "-" not in request.name
+            assignment = self._router.assign(
+                model_type=type_of(request.name),
+                version=(request.version or LATEST) if is_open else request.name,
+                experiment_id=request.experiment_id,
+                routing_key=request.routing_key,
+                request_id=request_id,
+                now_s=time.time(),
+            )
+            name = request.name if assignment is None else type_of(request.name)
+            wanted = request.version if assignment is None else assignment.version
             try:
-                model = await find_fresh_model(self._registry, request.name, request.version)
+                model = await find_fresh_model(self._registry, name, wanted)
             except UnknownVersion:
                 model_type = type_of(request.name)
                 raise
@@ -173,14 +205,25 @@ class Predictor:
             raise
         except Exception as error:
             self._failures.failed(error, model_type=model_type, version=version, request_id=request_id)
+            if assignment is not None:
+                self._router.failed(assignment, error, covariate=request.covariate)
             raise
-        outputs.ask.served.accounts.answered(rows=outputs.ask.plan.rows, latency_s=self._clock() - received)
+        latency_s = self._clock() - received
+        outputs.ask.served.accounts.answered(rows=outputs.ask.plan.rows, latency_s=latency_s)
+        if assignment is not None:
+            self._router.answered(
+                assignment,
+                request_id=request_id,
+                latency_ms=round(latency_s * 1000, 3),
+                covariate=request.covariate,
+            )
         return TensorAnswer(
             model=outputs.ask.model,
             outputs=outputs.tensors,
             is_cached=outputs.is_cached,
             degraded=outputs.degraded,
             warnings=outputs.warnings + outputs.ask.plan.warnings,
+            ab_test_group=None if assignment is None else assignment.group,
         )
 
     def refused(self, error: Exception, *, request_id: str | None) -> None:
@@ -246,10 +289,3 @@ class Predictor:
         if request.timeout_ms is None:
             return received + self._settings.api.request_timeout_s
         return received + request.timeout_ms / 1000
-
-
-def _unknown_experiment(experiment_id: str) -> UnknownExperiment:
-    return UnknownExperiment(
-        f"There is no experiment {experiment_id!r}.",
-        remedy='Leave experiment_id out, or send "none" to take part in no experiment.',
-    )

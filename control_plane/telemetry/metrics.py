@@ -103,6 +103,20 @@ TRITON_CALL = Histogram(
     "triton_call_seconds", "Time of one inference call to Triton.", ["model"], buckets=LATENCY_BUCKETS_S
 )
 
+AB_TEST_REQUESTS = Counter(
+    "ab_test_requests_total",
+    "Requests that took part in an experiment, by outcome: ok, failed.",
+    ["experiment", "variant", "outcome"],
+)
+EXPERIMENT_TRANSITIONS = Counter(
+    "experiment_transitions_total",
+    "Experiments that moved on: step, promoted, rolled_back, completed, stopped, reweighted.",
+    ["mode", "to"],
+)
+EXPERIMENT_COUNTS_WAITING = Gauge(
+    "experiment_counts_waiting", "Requests whose counts Redis doesn't have yet.", multiprocess_mode="livesum"
+)
+
 DECISIONS_RECORDED = Counter(
     "ensemble_decisions_recorded_total", "Requests whose decisions were kept until their feedback comes."
 )

@@ -9,9 +9,9 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 
-from control_plane.ensembles.feedback import Feedback
 from control_plane.errors import InvalidInput, MalformedRequest
 from control_plane.inference.explanations import explain, is_at_non_finite, quote_non_finite
+from control_plane.inference.feedback import Feedback
 from control_plane.inference.requests import RequestId
 
 MOST_FEEDBACK = 1_000

@@ -11,17 +11,24 @@ import numpy as np
 import pytest
 
 from control_plane.embedded.redis import RedisServer
-from control_plane.ensembles.feedback import Feedback, FeedbackDesk, FeedbackResult
+from control_plane.ensembles.feedback import RewardDesk
 from control_plane.ensembles.operations import EnsembleOperations
 from control_plane.ensembles.recorder import DecisionRecorder
 from control_plane.ensembles.weights import LearnedWeights
+from control_plane.experiments.active import ActiveExperiments
+from control_plane.experiments.counters import Counters
+from control_plane.experiments.outcomes import OutcomeDesk
+from control_plane.experiments.service import ExperimentService
+from control_plane.feedback.desk import FeedbackDesk
 from control_plane.inference.decisions import Decision
+from control_plane.inference.feedback import Feedback, FeedbackResult
 from control_plane.inference.identifiers import uuid7
 from control_plane.models.aliases import Aliases
 from control_plane.models.card import ModelCard
 from control_plane.models.registry import ModelRegistry
-from control_plane.settings import EnsemblesSettings, FeedbackSettings, RedisSettings
+from control_plane.settings import EnsemblesSettings, ExperimentsSettings, FeedbackSettings, RedisSettings
 from control_plane.store.ensembles import EnsembleStore
+from control_plane.store.experiments import ExperimentStore
 from control_plane.store.redis import RedisStore, open_store
 from tests.unit.inference.cards import rl_card
 from tests.unit.inference.data_plane import register
@@ -98,11 +105,20 @@ async def start_worker(
             clock = {} if wall is None else {"wall": wall}
             weights = LearnedWeights(store, registry, EnsemblesSettings(), **clock)
             recorder = DecisionRecorder(store, settings, **clock)
+            experiments = ExperimentStore(redis, retention_s=settings.retention_s)
+            active = ActiveExperiments(Counters())
+            service = ExperimentService(
+                store=experiments,
+                active=active,
+                cache=None,  # type: ignore[arg-type]  # no experiment runs here
+                registry=registry,
+                settings=ExperimentsSettings(),
+            )
             desk = FeedbackDesk(
                 store=store,
-                registry=registry,
                 recorder=recorder,
-                weights=weights,
+                rewards=RewardDesk(store=store, registry=registry, weights=weights, **clock),
+                outcomes=OutcomeDesk(experiments, active, service),
                 settings=settings,
                 **clock,
             )

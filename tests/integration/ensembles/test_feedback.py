@@ -13,10 +13,10 @@ import pytest
 
 from control_plane.ensembles.credit import Decay, combine, contribution
 from control_plane.ensembles.credit import credits as agents_credits
-from control_plane.ensembles.feedback import Feedback, FeedbackStatus
 from control_plane.ensembles.policies import PolicySettings
 from control_plane.ensembles.records import ensemble_of, entry_from
 from control_plane.errors import EnsembleChanged, RedisUnavailable, ServingError
+from control_plane.inference.feedback import Feedback, FeedbackStatus
 from control_plane.inference.identifiers import uuid7
 from tests.integration.ensembles.conftest import (
     AGENTS,

@@ -1,0 +1,1 @@
+"""Experiments between versions of a model: A/B, shadow, canary and bandit, with statistics that hold at any time."""

@@ -1,0 +1,1 @@
+"""What came of predictions: found the requests, told to ensembles and experiments, answered once."""
