@@ -21,8 +21,9 @@ from control_plane.api.schemas.experiments import (
     TimelineEntry,
     VariantAnswer,
 )
+from control_plane.experiments.counters import SHED
 from control_plane.experiments.operations import Looked
-from control_plane.experiments.state import Experiment
+from control_plane.experiments.state import Experiment, counted
 
 router = APIRouter(prefix="/experiments", tags=["experiments"])
 
@@ -128,6 +129,9 @@ def _results(looked: Looked) -> ResultsAnswer:
     experiment, found = looked.experiment, looked.results
     definition = experiment.definition
     shares = _shares(experiment)
+    shed = counted(looked.counts, SHED, epochs=experiment.epoch + 1, variants=len(definition.variants)).sum(
+        axis=0
+    )
     significance: dict[str, Any] = msgspec.to_builtins(
         {
             "control": definition.variants[definition.control].name,
@@ -155,6 +159,7 @@ def _results(looked: Looked) -> ResultsAnswer:
                 requests=one.requests,
                 units=one.units,
                 errors=one.errors,
+                shed=int(shed[place]),
                 error_rate=one.error_rate,
                 avg_latency_ms=one.avg_latency_ms,
                 p50_latency_ms=one.p50_latency_ms,
@@ -164,7 +169,7 @@ def _results(looked: Looked) -> ResultsAnswer:
                 metrics={metric.metric: msgspec.to_builtins(metric) for metric in one.metrics},
                 configuration=ModelConfig(model_type=definition.model_type, version=variant.version),
             )
-            for one, variant in zip(found.variants, definition.variants, strict=True)
+            for place, (one, variant) in enumerate(zip(found.variants, definition.variants, strict=True))
         },
         significance=significance,
         timestamp=_now(),

@@ -5,16 +5,18 @@ worker, since nothing but names and the epoch's shares decide.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import structlog
 
 from control_plane.errors import ServingError, problem_of
 from control_plane.experiments.assignment import block_of, position, switchback_variant, variant_of
-from control_plane.experiments.counters import Counters
-from control_plane.experiments.definition import AssignmentKind, Definition
+from control_plane.experiments.counters import SHED, Counters
+from control_plane.experiments.creation import DISAGREEMENT
+from control_plane.experiments.definition import AssignmentKind, Definition, Mode
 from control_plane.experiments.moments import bucket_of
+from control_plane.inference.disagreement import Disagreement
 from control_plane.inference.routing import NO_EXPERIMENT, Assignment, unknown_experiment
 from control_plane.models.versions import LATEST
 from control_plane.telemetry import metrics
@@ -148,6 +150,50 @@ class ActiveExperiments:
             return
         self.counters.failed(one.definition, assignment, covariate=covariate)
         self._count(one.definition, assignment, "failed")
+
+    def shadow_of(self, assignment: Assignment) -> Assignment | None:
+        """See `Router`."""
+        one = self._by_id.get(assignment.experiment_id)
+        if one is None or one.definition.mode is not Mode.SHADOW:
+            return None
+        place = 1 - assignment.variant
+        variant = one.definition.variants[place]
+        return replace(
+            assignment,
+            variant=place,
+            version=variant.version,
+            group=f"{assignment.experiment_id}:{variant.name}",
+        )
+
+    def compared(
+        self, shadow: Assignment, found: Disagreement, *, latency_ms: float, covariate: float | None
+    ) -> None:
+        """See `Router`."""
+        one = self._known(shadow)
+        if one is None:
+            return
+        self.counters.answered(one.definition, shadow, latency_ms=latency_ms, covariate=covariate)
+        self._count(one.definition, shadow, "ok")
+        bucket = bucket_of(shadow.experiment_id, shadow.unit)
+        values = (found.class_flips, found.total_variation, found.regression_difference)
+        for metric, value in zip(DISAGREEMENT, values, strict=True):
+            if value is not None:
+                self.counters.observed(
+                    shadow.experiment_id,
+                    epoch=shadow.epoch,
+                    variant=shadow.variant,
+                    bucket=bucket,
+                    metric=metric.name,
+                    value=value,
+                )
+
+    def shed(self, shadow: Assignment) -> None:
+        """See `Router`."""
+        one = self._known(shadow)
+        if one is not None:
+            self.counters.counted(shadow.experiment_id, epoch=shadow.epoch, variant=shadow.variant, name=SHED)
+            name = one.definition.variants[shadow.variant].name
+            metrics.AB_TEST_REQUESTS.labels(shadow.experiment_id, name, "shed").inc()
 
     def _known(self, assignment: Assignment) -> Running | None:
         name = assignment.experiment_id

@@ -67,7 +67,7 @@ def best_probabilities(moments: Floats, kind: MetricKind, direction: Direction, 
     if direction is Direction.DOWN:
         drawn = -drawn
     wins = np.bincount(drawn.argmax(axis=1), minlength=len(means))
-    if not known or not variance > 0.0:
+    if not known or (not variance > 0.0 and float(np.ptp(means)) == 0.0):
         return np.full(len(means), 1.0 / len(means))
     return (wins + 0.5) / (DRAWS + 0.5 * len(means))
 

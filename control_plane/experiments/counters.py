@@ -16,7 +16,7 @@ from control_plane.experiments.sketch import index_of
 from control_plane.inference.routing import Assignment
 from control_plane.store.experiments import CountBatch
 
-REQUESTS, ERRORS, UNITS, KEYED = "requests", "errors", "units", "keyed"
+REQUESTS, ERRORS, UNITS, KEYED, SHED = "requests", "errors", "units", "keyed", "shed"
 MOST_UNITS = 50_000
 """Units of one experiment that a worker remembers between two batches; more are counted as requests only."""
 _LEAST_MS = 1e-3
@@ -135,7 +135,8 @@ class Counters:
         else:
             gathered.count(f"{place}|{KEYED}")
             units = gathered.units.setdefault(f"{place}|{UNITS}", set())
-            if len(units) < MOST_UNITS:
+            # Over all variants: a bound for each would shift the ratio of those that are counted.
+            if sum(map(len, gathered.units.values())) < MOST_UNITS:
                 units.add(unit_hash(definition.experiment_id, assignment.epoch, assignment.unit))
         return gathered, place, bucket_of(definition.experiment_id, assignment.unit)
 

@@ -28,7 +28,7 @@ DISAGREEMENT = (
 DEFAULT_STEPS = tuple(Step(share=share, duration_s=600.0, requests=200) for share in (0.01, 0.05, 0.25, 0.5))
 DEFAULT_GUARDRAILS = (
     Guardrail(metric=ERROR, max_difference=0.01),
-    Guardrail(metric=LATENCY, max_ratio=1.2),
+    Guardrail(metric=LATENCY, max_ratio=1.1),
 )
 _TWO_ARMED = {Mode.SHADOW, Mode.CANARY}
 

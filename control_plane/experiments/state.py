@@ -139,7 +139,8 @@ def observations_of(experiment: Experiment, stored: StoredCounts, *, ended: bool
         moments=moments,
         sketches=sketches,
         first_assignments=units,
-        units=tuple(units.sum(axis=0).tolist()),
+        # A unit that returns in a later epoch is counted in both: the most of any epoch is sure.
+        units=tuple(units.max(axis=0).tolist()),
         shares=np.array(experiment.shares),
         planned_information=experiment.planned_information,
         mismatched=experiment.mismatched,

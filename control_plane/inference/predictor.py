@@ -18,11 +18,12 @@ from control_plane.inference.open_inference import InferRequest
 from control_plane.inference.open_inference_answers import TensorAnswer
 from control_plane.inference.open_inference_names import find_fresh_model, type_of
 from control_plane.inference.open_inference_tensors import plan_tensors
-from control_plane.inference.plans import Plan
+from control_plane.inference.plans import Interpretation, Plan
 from control_plane.inference.requests import AnyPredictRequest
 from control_plane.inference.routing import Assignment, NoExperiments, Router
 from control_plane.inference.runner import PlanRunner
 from control_plane.inference.served import ServedModel, ServedModels
+from control_plane.inference.shadow import Shadows
 from control_plane.models.cache import ModelCache
 from control_plane.models.registry import ModelRegistry, ModelVersion
 from control_plane.models.versions import LATEST
@@ -71,6 +72,9 @@ class Predictor:
             registered=registry.get,
             weights=self._weights,
             clock=clock,
+        )
+        self._shadows = Shadows(
+            registry=registry, served=self._served, router=self._router, ask=self._ask, clock=clock
         )
         self._ladder = Ladder(registry=registry, cache=cache, served=self._served)
 
@@ -146,6 +150,7 @@ class Predictor:
                 latency_ms=processing_time_ms,
                 covariate=request.covariate,
             )
+            self._shadows.after(assignment, request, served, meaning)
         return PredictAnswer(
             request_id=request_id,
             model_type=model_type,
@@ -246,7 +251,23 @@ class Predictor:
 
     async def close(self, *, timeout_s: float) -> None:
         """Refuses new requests and waits for those in flight."""
+        await self._shadows.close()
         await self._served.close(timeout_s=timeout_s)
+
+    async def _ask(
+        self,
+        model: ModelVersion,
+        served: ServedModel,
+        request: AnyPredictRequest,
+        deadline: float,
+        priority: int,
+    ) -> Interpretation:
+        """A version's answer to a request, with nothing standing in for it, and counted nowhere."""
+        plan = served.kind.plan(request, max_rows=self._settings.limits.max_rows)
+        tensors = await self._runner.run(
+            model, served, plan, batch_size=request.batch_size, deadline=deadline, priority=priority
+        )
+        return served.kind.interpret(request, plan, tensors)
 
     async def _answer(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from control_plane.errors import ServingError, UnknownExperiment
+from control_plane.inference.disagreement import Disagreement
 
 NO_EXPERIMENT = "none"
 """The `experiment_id` of a request that takes part in none."""
@@ -67,6 +68,20 @@ class Router(Protocol):
         """Counts a failure, where it is the server's."""
         ...
 
+    def shadow_of(self, assignment: Assignment) -> Assignment | None:
+        """The place of the version that is asked after the answer; None: none is."""
+        ...
+
+    def compared(
+        self, shadow: Assignment, found: Disagreement, *, latency_ms: float, covariate: float | None
+    ) -> None:
+        """Counts a shadow's answer, and how far it lies from the one that was given."""
+        ...
+
+    def shed(self, shadow: Assignment) -> None:
+        """Counts a shadow that wasn't asked, since there was load."""
+        ...
+
 
 class NoExperiments:
     """There are none."""
@@ -93,6 +108,19 @@ class NoExperiments:
         """See `Router`."""
 
     def failed(self, assignment: Assignment, error: BaseException, *, covariate: float | None) -> None:
+        """See `Router`."""
+
+    def shadow_of(self, assignment: Assignment) -> Assignment | None:
+        """See `Router`."""
+        del assignment
+        return None
+
+    def compared(
+        self, shadow: Assignment, found: Disagreement, *, latency_ms: float, covariate: float | None
+    ) -> None:
+        """See `Router`."""
+
+    def shed(self, shadow: Assignment) -> None:
         """See `Router`."""
 
 

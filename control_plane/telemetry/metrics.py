@@ -56,7 +56,9 @@ MODEL_CACHE_EXPIRATIONS = Counter(
 )
 MODELS_LOADED = Gauge("models_loaded", "Versions that Triton holds.", multiprocess_mode="mostrecent")
 MODEL_LOADS = Counter(
-    "model_loads_total", "Loads into Triton by outcome: ok, failed.", ["model_type", "outcome"]
+    "model_loads_total",
+    "Loads into Triton by outcome: ok, failed.",
+    ["model_type", "outcome"],
 )
 MODEL_LOAD_SECONDS = Histogram(
     "model_load_seconds", "Time of one load into Triton.", ["model_type"],
@@ -105,7 +107,7 @@ TRITON_CALL = Histogram(
 
 AB_TEST_REQUESTS = Counter(
     "ab_test_requests_total",
-    "Requests that took part in an experiment, by outcome: ok, failed.",
+    "Requests that took part in an experiment, by outcome: ok, failed, shed (a shadow that was not asked).",
     ["experiment", "variant", "outcome"],
 )
 EXPERIMENT_TRANSITIONS = Counter(

@@ -173,6 +173,7 @@ class VariantAnswer(BaseModel):
     requests: int
     units: int
     errors: int
+    shed: int = Field(description="Shadow calls that were left out under load")
     error_rate: float | None
     avg_latency_ms: float | None
     p50_latency_ms: float | None

@@ -78,3 +78,14 @@ def test_shares_keep_the_floor_and_repeat() -> None:
 def test_shares_without_outcomes_are_equal(kind: MetricKind) -> None:
     assert shares(empty(2, 4), kind, Direction.UP, floor_share=0.05, seed=1) == pytest.approx((0.25,) * 4)
     assert shares(empty(0, 2), kind, Direction.UP, floor_share=0.05, seed=1) == pytest.approx((0.5, 0.5))
+
+
+def test_outcomes_without_any_spread_still_tell_the_better_one() -> None:
+    moments = empty(1, 2)
+    for variant, value in ((0, 0.0), (1, 1.0)):
+        add(moments[0, variant], np.arange(200) % 256, np.full(200, value))
+    for kind in (MetricKind.RATE, MetricKind.MEAN):
+        found = shares(moments, kind, Direction.UP, floor_share=0.1, seed=1)
+        assert found[1] > 0.85
+    moments[..., 1:3] = moments[..., :1]
+    assert shares(moments, MetricKind.MEAN, Direction.UP, floor_share=0.1, seed=1) == pytest.approx((0.5, 0.5))
