@@ -88,4 +88,6 @@ def test_outcomes_without_any_spread_still_tell_the_better_one() -> None:
         found = shares(moments, kind, Direction.UP, floor_share=0.1, seed=1)
         assert found[1] > 0.85
     moments[..., 1:3] = moments[..., :1]
-    assert shares(moments, MetricKind.MEAN, Direction.UP, floor_share=0.1, seed=1) == pytest.approx((0.5, 0.5))
+    assert shares(moments, MetricKind.MEAN, Direction.UP, floor_share=0.1, seed=1) == pytest.approx(
+        (0.5, 0.5)
+    )
