@@ -5,10 +5,11 @@ worker, since nothing but names and the epoch's shares decide.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 import structlog
+from prometheus_client import Counter
 
 from control_plane.errors import ServingError, problem_of
 from control_plane.experiments.assignment import block_of, position, switchback_variant, variant_of
@@ -68,6 +69,7 @@ class ActiveExperiments:
         self._by_type: Mapping[str, Sequence[Running]] = {}
         self._ended: dict[str, Running] = {}
         self._logged: set[tuple[str, int, str]] = set()
+        self._counters: dict[tuple[str, int, str], Counter] = {}
 
     def replace(self, running: Sequence[Running]) -> None:
         """Takes the experiments that are active now, oldest first."""
@@ -158,10 +160,13 @@ class ActiveExperiments:
             return None
         place = 1 - assignment.variant
         variant = one.definition.variants[place]
-        return replace(
-            assignment,
+        return Assignment(
+            experiment_id=assignment.experiment_id,
             variant=place,
             version=variant.version,
+            epoch=assignment.epoch,
+            unit=assignment.unit,
+            is_keyed=assignment.is_keyed,
             group=f"{assignment.experiment_id}:{variant.name}",
         )
 
@@ -192,8 +197,7 @@ class ActiveExperiments:
         one = self._known(shadow)
         if one is not None:
             self.counters.counted(shadow.experiment_id, epoch=shadow.epoch, variant=shadow.variant, name=SHED)
-            name = one.definition.variants[shadow.variant].name
-            metrics.AB_TEST_REQUESTS.labels(shadow.experiment_id, name, "shed").inc()
+            self._counter(one.definition, shadow.variant, "shed").inc()
 
     def _known(self, assignment: Assignment) -> Running | None:
         name = assignment.experiment_id
@@ -213,12 +217,21 @@ class ActiveExperiments:
             raise unknown_experiment(experiment_id, f"{model_type} has no active experiment")
         return one
 
+    def _counter(self, definition: Definition, variant: int, outcome: str) -> Counter:
+        key = (definition.experiment_id, variant, outcome)
+        counter = self._counters.get(key)
+        if counter is None:
+            name = definition.variants[variant].name
+            counter = metrics.AB_TEST_REQUESTS.labels(definition.experiment_id, name, outcome)
+            self._counters[key] = counter
+        return counter
+
     def _count(self, definition: Definition, assignment: Assignment, outcome: str) -> None:
-        name = definition.variants[assignment.variant].name
-        metrics.AB_TEST_REQUESTS.labels(definition.experiment_id, name, outcome).inc()
+        self._counter(definition, assignment.variant, outcome).inc()
+        if not assignment.is_keyed:
+            return
         seen = (assignment.experiment_id, assignment.variant, assignment.unit)
-        if not assignment.is_keyed or seen in self._logged:
-            log.debug(AB_TEST_ASSIGNMENT, experiment_id=assignment.experiment_id, variant=name)
+        if seen in self._logged:
             return
         # Once for each unit: a line for each request would cost more than the routing.
         if len(self._logged) >= _MOST_LOGGED:
@@ -227,6 +240,6 @@ class ActiveExperiments:
         log.info(
             AB_TEST_ASSIGNMENT,
             experiment_id=assignment.experiment_id,
-            variant=name,
+            variant=definition.variants[assignment.variant].name,
             unit=bucket_of(assignment.experiment_id, assignment.unit),
         )

@@ -108,5 +108,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     def outcome_metrics(self) -> tuple[Metric, ...]:
         """The metrics that feedback brings."""
         return tuple(
-            metric for metric in self.metrics if metric.kind not in (MetricKind.LATENCY, MetricKind.ERROR)
+            metric
+            for metric in self.metrics
+            if metric.kind not in (MetricKind.LATENCY, MetricKind.ERROR) and not metric.treatment_only
         )
