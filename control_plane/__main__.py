@@ -22,6 +22,7 @@ from control_plane.embedded.supervisor import (
     supervise,
 )
 from control_plane.embedded.triton import TritonOptions
+from control_plane.experiments_cli.command import app as experiments
 from control_plane.settings import Settings, SettingsError, load_settings
 from control_plane.telemetry.logs import configure_logs
 
@@ -31,6 +32,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(experiments, name="experiments")
 
 ConfigFile = Annotated[
     Path | None,

@@ -1,5 +1,7 @@
-"""Experiments: create, list, results, stop, promote. Decides nothing: `experiments/operations.py` does."""
+"""Experiments: create, list, results, report, stop, promote. Decides nothing: `experiments/operations.py` does."""
 
+import asyncio
+import time
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
+from starlette.responses import HTMLResponse
 
 from control_plane.api.models import problems
 from control_plane.api.resources import resources_of
@@ -23,6 +26,7 @@ from control_plane.api.schemas.experiments import (
 )
 from control_plane.experiments.counters import SHED
 from control_plane.experiments.operations import Looked
+from control_plane.experiments.report.page import render
 from control_plane.experiments.state import Experiment, counted
 
 router = APIRouter(prefix="/experiments", tags=["experiments"])
@@ -31,6 +35,12 @@ _MISSING = HTTPStatus.NOT_FOUND
 _CONFLICT = HTTPStatus.CONFLICT
 _INVALID = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
 _DOWN = HTTPStatus.SERVICE_UNAVAILABLE
+_REPORT_HEADERS = {
+    # The page needs no script and no other file: then nothing that slipped into it could do harm.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
 
 
 @router.post(
@@ -89,6 +99,16 @@ async def timeline(request: Request, experiment_id: str) -> TimelineAnswer:
     )
 
 
+@router.get("/{experiment_id}/report", response_class=HTMLResponse, responses=problems(_MISSING, _DOWN))
+async def report(request: Request, experiment_id: str) -> HTMLResponse:
+    """The results as one HTML page: verdict, figures, plots. Needs no script and no other host, so it can be kept."""
+    experiments = resources_of(request).experiments
+    looked = await experiments.look(experiment_id)
+    points = await experiments.timeline(experiment_id)
+    page = await asyncio.to_thread(render, looked, points, now_s=time.time())
+    return HTMLResponse(page, headers=_REPORT_HEADERS)
+
+
 @router.post(
     "/{experiment_id}/promote",
     response_model=ExperimentAnswer,
@@ -136,6 +156,7 @@ def _results(looked: Looked) -> ResultsAnswer:
         {
             "control": definition.variants[definition.control].name,
             "alpha": definition.alpha,
+            "metrics": definition.metrics,
             "verdict": found.verdict,
             "verdicts": dict(found.verdicts),
             "sentences": found.sentences,

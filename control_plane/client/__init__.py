@@ -26,8 +26,10 @@ from control_plane.client.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from control_plane.client.experiments import Experiment, ExperimentResults, VariantFigures
 from control_plane.client.options import (
     BodyFormat,
+    ExperimentOptions,
     FeedbackItem,
     LoadOptions,
     PredictItem,
@@ -66,6 +68,9 @@ __all__ = [
     "ConnectionFailed",
     "DeadlineExceeded",
     "EnsembleInfo",
+    "Experiment",
+    "ExperimentOptions",
+    "ExperimentResults",
     "FailedPrediction",
     "FeedbackItem",
     "FeedbackResult",
@@ -88,6 +93,7 @@ __all__ = [
     "Unauthorized",
     "Uncertainty",
     "UnsupportedMediaType",
+    "VariantFigures",
     "WarmUpOptions",
     "WarmedModel",
     "WeightsPoint",

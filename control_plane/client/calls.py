@@ -2,7 +2,6 @@
 
 import io
 import json
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -12,15 +11,24 @@ import numpy as np
 
 from control_plane.client import results
 from control_plane.client.errors import BadAnswer, ClientError, InvalidRequest, error_of
+from control_plane.client.experiments import (
+    Experiment,
+    ExperimentResults,
+    read_experiment,
+    read_experiment_results,
+    read_experiments,
+)
 from control_plane.client.options import (
     BodyFormat,
     Data,
+    ExperimentOptions,
     FeedbackItem,
     LoadOptions,
     PredictItem,
     PredictOptions,
     WarmUpOptions,
 )
+from control_plane.client.request_ids import new_request_id
 
 Result = TypeVar("Result")
 
@@ -29,6 +37,7 @@ _JSON = "application/json"
 _NPY = "application/x-npy"
 _LONGEST_TIMEOUT_MS = 600_000.0
 _OK = 200
+_CREATED = frozenset({201})
 _ACCEPTED = frozenset({202})
 _MOST_FEEDBACK = 1_000
 
@@ -98,7 +107,7 @@ def predict(
     """POST /predict."""
     timeout_ms = options.get("timeout_ms")
     fields: dict[str, Any] = {"model_type": model_type, **_given(options)}
-    headers = {"X-Request-ID": str(options.get("request_id") or uuid.uuid4())}
+    headers = {"X-Request-ID": str(options.get("request_id") or new_request_id())}
     path = f"{_PREFIX}/predict"
     if body_format is BodyFormat.NPY and not isinstance(data, Mapping):
         content = _npy(data)
@@ -193,6 +202,41 @@ def give_feedback(items: Sequence[FeedbackItem]) -> Iterator[Call[tuple[results.
 def ensemble(model: str) -> Call[results.EnsembleInfo]:
     """GET /ensembles/{model}."""
     return _plain("GET", f"/ensembles/{_part(model)}", results.read_ensemble)
+
+
+def create_experiment(
+    experiment_id: str,
+    model_variants: Mapping[str, tuple[str, str]],
+    traffic_split: Mapping[str, float],
+    options: ExperimentOptions,
+) -> Call[Experiment]:
+    """POST /experiments/create; sent twice, the second would be told that the id is taken."""
+    body = {
+        "experiment_id": experiment_id,
+        "model_variants": {
+            name: {"model_type": model_type, "version": version}
+            for name, (model_type, version) in model_variants.items()
+        },
+        "traffic_split": {name: float(share) for name, share in traffic_split.items()},
+        **options,
+    }
+    path = "/experiments/create"
+    return _plain("POST", path, read_experiment, body, is_idempotent=False, accepts=_CREATED)
+
+
+def experiments() -> Call[tuple[Experiment, ...]]:
+    """GET /experiments."""
+    return _plain("GET", "/experiments", read_experiments)
+
+
+def experiment_results(experiment_id: str) -> Call[ExperimentResults]:
+    """GET /experiments/{experiment_id}/results."""
+    return _plain("GET", f"/experiments/{_part(experiment_id)}/results", read_experiment_results)
+
+
+def stop_experiment(experiment_id: str) -> Call[Experiment]:
+    """DELETE /experiments/{experiment_id}; one that has ended stays as it is."""
+    return _plain("DELETE", f"/experiments/{_part(experiment_id)}", read_experiment)
 
 
 def health() -> Call[results.Health]:

@@ -60,6 +60,25 @@ class WarmUpOptions(TypedDict, total=False):
     seconds: float
 
 
+class ExperimentOptions(TypedDict, total=False):
+    """Options of a new experiment; docs/experiments.md explains them."""
+
+    duration_hours: float
+    mode: Literal["ab", "shadow", "canary", "bandit"]
+    metrics: Sequence[Mapping[str, str]]
+    alpha: float
+    min_sample: int
+    planned_requests: int
+    salt: str
+    assignment: Literal["hash", "switchback"]
+    block_minutes: float
+    guardrails: Sequence[Mapping[str, Any]]
+    steps: Sequence[Mapping[str, float]]
+    auto_promote: bool
+    floor_share: float
+    epoch_minutes: float
+
+
 @dataclass(frozen=True, slots=True)
 class FeedbackItem:
     """What came of one row of a prediction: `reward`, `outcome` (further metrics by name), or both.

@@ -9,9 +9,11 @@ import httpx
 
 from control_plane.client import calls
 from control_plane.client.errors import ClientError, UnsupportedMediaType
+from control_plane.client.experiments import Experiment, ExperimentResults
 from control_plane.client.options import (
     BodyFormat,
     Data,
+    ExperimentOptions,
     FeedbackItem,
     LoadOptions,
     PredictItem,
@@ -155,6 +157,28 @@ class Client:
     def ensemble(self, model: str = "rl_ensemble") -> EnsembleInfo:
         """Weights and posteriors of `rl_ensemble` (its newest version) or `rl_ensemble-<version or alias>`."""
         return self._run(calls.ensemble(model))
+
+    def create_experiment(
+        self,
+        experiment_id: str,
+        model_variants: Mapping[str, tuple[str, str]],
+        traffic_split: Mapping[str, float],
+        **options: Unpack[ExperimentOptions],
+    ) -> Experiment:
+        """Begins an experiment between (model type, version) pairs by variant, in the order given."""
+        return self._run(calls.create_experiment(experiment_id, model_variants, traffic_split, options))
+
+    def experiments(self) -> tuple[Experiment, ...]:
+        """All experiments, oldest first."""
+        return self._run(calls.experiments())
+
+    def experiment_results(self, experiment_id: str) -> ExperimentResults:
+        """What an experiment shows; one may look as often as one likes."""
+        return self._run(calls.experiment_results(experiment_id))
+
+    def stop_experiment(self, experiment_id: str) -> Experiment:
+        """Stops an experiment; its results stay readable."""
+        return self._run(calls.stop_experiment(experiment_id))
 
     def health(self) -> Health:
         """The server's health; unhealthy is an answer, too."""

@@ -1,7 +1,8 @@
 """Asks a second version what the first has answered already: after the answer, last in line, and first to be shed.
 
-The caller is to notice nothing: neither its errors nor its calls. So a worker has one shadow call at a time, rests after
-each for several times as long as it took, and asks none while the version that answers is busy; the others are shed.
+The caller is to notice nothing: neither its errors nor its calls. So a worker has one shadow call at a time, rests
+after each for several times as long as it took, and asks none while the version that answers is busy; the others are
+shed.
 """
 
 import asyncio

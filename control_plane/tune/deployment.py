@@ -6,6 +6,7 @@ What the settings say holds; what they leave open is taken from the state file o
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +42,7 @@ def find_deployment(settings: Settings, *, api_url: str | None) -> Deployment:
     Raises:
         TritonUnavailable: neither the settings nor a running embedded server say where Triton and Redis are.
     """
-    state = read_state(settings.embedded.data_dir)
-    ports = state.ports if state is not None and _runs(state) else {}
+    ports = _ports(settings)
     triton, redis = settings.triton, settings.redis
     if triton.grpc_url is None and "triton_grpc" in ports:
         triton = triton.model_copy(
@@ -55,12 +55,15 @@ def find_deployment(settings: Settings, *, api_url: str | None) -> Deployment:
         redis = redis.model_copy(update={"url": SecretStr(f"redis://{_LOOPBACK}:{ports['redis']}/0")})
     if triton.grpc_url is None or (redis.url is None and redis.host is None):
         raise no_server(settings)
-    host = _ANY_HOST.get(settings.api.host, settings.api.host)
-    host = f"[{host}]" if ":" in host else host
     return Deployment(
         settings=settings.model_copy(update={"triton": triton, "redis": redis}),
-        api_url=(api_url or f"http://{host}:{ports.get('api', settings.api.port)}").rstrip("/"),
+        api_url=(api_url or _api_url(settings, ports)).rstrip("/"),
     )
+
+
+def find_api(settings: Settings) -> str:
+    """Base URL of the REST API of the server that runs here, or of the one that the settings describe."""
+    return _api_url(settings, _ports(settings))
 
 
 def no_server(settings: Settings) -> TritonUnavailable:
@@ -99,6 +102,18 @@ def load_by_api(deployment: Deployment, model: ModelVersion) -> None:
 
 def _reason(result: dict[str, Any]) -> str:
     return str((result.get("error") or {}).get("detail") or result["status"])
+
+
+def _ports(settings: Settings) -> Mapping[str, int]:
+    """Of an embedded server that runs; otherwise none."""
+    state = read_state(settings.embedded.data_dir)
+    return state.ports if state is not None and _runs(state) else {}
+
+
+def _api_url(settings: Settings, ports: Mapping[str, int]) -> str:
+    host = _ANY_HOST.get(settings.api.host, settings.api.host)
+    host = f"[{host}]" if ":" in host else host
+    return f"http://{host}:{ports.get('api', settings.api.port)}"
 
 
 def _runs(state: ServerState) -> bool:

@@ -155,6 +155,33 @@ def test_explicit_versions_and_none_take_no_part_unless_they_ask(
     assert again.status_code == 409
 
 
+def test_open_inference_takes_part_by_the_same_rules(deployment: Server, api: httpx.Client) -> None:
+    name = begin(api)
+    everyone_knows(deployment, name)
+
+    def infer(model: str, **parameters: Any) -> dict[str, Any]:
+        body = {
+            "inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1.0] * 4}],
+            "parameters": parameters,
+        }
+        answer = api.post(f"/v2/models/{model}/infer", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    for number in range(20):
+        key = f"k{number}"
+        rest = api.post(
+            "/api/v1/predict", json={"model_type": TYPE, "data": [[1.0] * 4], "routing_key": key}
+        ).json()
+        protocol = infer(TYPE, routing_key=key)
+        assert protocol["parameters"]["ab_test_group"] == rest["ab_test_group"]
+        assert protocol["model_version"] == rest["model_version"]
+    assert "ab_test_group" not in infer(f"{TYPE}-v1.0").get("parameters", {})
+    assert "ab_test_group" not in infer(TYPE, experiment_id="none").get("parameters", {})
+    asked = infer(f"{TYPE}-v1.0", experiment_id=name, routing_key="k1")
+    assert asked["parameters"]["ab_test_group"].startswith(name)
+
+
 def test_outcomes_from_feedback_decide(deployment: Server, api: httpx.Client) -> None:
     name = begin(
         api,

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,7 @@ from control_plane.client import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from control_plane.inference.identifiers import time_of
 
 FAST = RetryPolicy(first_pause_s=0.001, longest_pause_s=0.002)
 WINDOW = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
@@ -195,7 +197,11 @@ def test_overload_and_lost_connections_are_tried_again_as_one_request(ask: Ask) 
     )  # fmt: skip
     ask(server, "predict", "mine", WINDOW)
     assert len(server.requests) == 5
-    assert len({one.headers["x-request-id"] for one in server.requests}) == 1
+    ids = {one.headers["x-request-id"] for one in server.requests}
+    assert len(ids) == 1
+    made = time_of(ids.pop())
+    assert made is not None  # a UUIDv7, by which the server knows how old feedback is
+    assert abs(made - time.time()) < 60
     left = [float(one.url.params["timeout_ms"]) for one in server.requests]
     assert left == sorted(left, reverse=True)
 
@@ -359,6 +365,47 @@ def test_ensemble_is_typed(ask: Ask) -> None:
     assert ask(Server(document | {"updated_at": None}), "ensemble").updated_at is None
     with pytest.raises(BadAnswer):
         ask(Server(document | {"posteriors": {"ppo": {}}}), "ensemble")
+
+
+def test_experiments_are_typed(ask: Ask) -> None:
+    entry = {
+        "experiment_id": "e-1", "status": "active", "mode": "ab", "model_type": "t", "variants": ["control", "new"],
+        "start_time": "2026-01-02T03:04:05Z", "end_time": None, "shares": {"control": 0.5, "new": 0.5},
+    }  # fmt: skip
+    server = Server((201, entry | {"message": "m", "reason": None}))
+    variants = {"control": ("t", "v1.0"), "new": ("t", "v1.1")}
+    shares = {"control": np.float64(0.5), "new": 0.5}
+    created = ask(server, "create_experiment", "e-1", variants, shares, alpha=0.01)
+    assert (created.status, created.variants, created.end_time) == ("active", ("control", "new"), None)
+    assert json.loads(server.requests[0].content) == {
+        "experiment_id": "e-1",
+        "model_variants": {name: {"model_type": "t", "version": v} for name, (_, v) in variants.items()},
+        "traffic_split": {"control": 0.5, "new": 0.5},
+        "alpha": 0.01,
+    }
+    server = Server({"experiments": {"e-1": entry | {"total_requests": 7}}, "total_experiments": 1})
+    assert [one.total_requests for one in ask(server, "experiments")] == [7]
+    figures = {
+        "requests": 7, "units": 5, "errors": 0, "error_rate": 0.0, "avg_latency_ms": 1.0, "p50_latency_ms": 1.0,
+        "p95_latency_ms": 1.0, "p99_latency_ms": 1.0, "share": 0.5, "metrics": {},
+        "model_config": {"model_type": "t", "version": "v1.0"},
+    }  # fmt: skip
+    document = entry | {
+        "total_requests": 7,
+        "reason": "r",
+        "variants": {"control": figures},
+        "significance": {"verdict": None, "sentences": ["s"]},
+    }
+    server = Server(document)
+    found = ask(server, "experiment_results", "e/1")
+    assert server.requests[0].url.raw_path == b"/api/v1/experiments/e%2F1/results"
+    assert (found.verdict, found.sentences, found.variants["control"].units) == (None, ("s",), 5)
+    assert ask(Server(entry | {"status": "stopped"}), "stop_experiment", "e-1").status == "stopped"
+    lost = Server(httpx.ReadError("lost"), (201, entry))
+    with pytest.raises(ConnectionFailed):
+        ask(lost, "create_experiment", "e-1", variants, shares)
+    with pytest.raises(BadAnswer):
+        ask(Server({"experiments": []}), "experiments")
 
 
 def test_unhealthy_is_an_answer(ask: Ask) -> None:
