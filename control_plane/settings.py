@@ -162,12 +162,15 @@ class LimitsSettings(Section):
 class FeedbackSettings(Section):
     """What is kept of an ensemble's decisions until their rewards come."""
 
-    retention_s: Seconds = 259_200.0
-    """How long a decision waits for its feedback, in seconds; it takes about 400 bytes of Redis, rewarded 600."""
+    retention_s: float = Field(default=259_200.0, ge=0)
+    """How long a decision waits for its feedback, in seconds; it takes about 400 bytes of Redis, rewarded 600.
+    0: none is kept, and no feedback taken."""
+    max_redis_bytes: int = Field(default=2 << 30, ge=1)
+    """While Redis takes more memory than this, all its keys together, no further decisions are kept."""
     max_rows: int = Field(default=64, ge=1, le=1000)
     """Decisions are kept of requests of at most so many rows."""
     max_waiting: int = Field(default=20_000, ge=1)
-    """Most decisions that a worker holds back while Redis is away; more are dropped and counted."""
+    """Most rows of decisions that a worker holds back while Redis is away; more are dropped and counted."""
     flush_interval_s: Seconds = 0.2
     """How often a worker writes its decisions, in seconds."""
 

@@ -62,7 +62,7 @@ async def put_policy(request: Request, model: str, body: PolicyBody) -> Ensemble
 
 @router.post("/{model}/reset", response_model=EnsembleAnswer, responses=problems(_MISSING, _DOWN))
 async def reset(request: Request, model: str) -> EnsembleAnswer:
-    """Forgets all rewards. The policy, the history and the log of the evaluation stay."""
+    """Forgets all rewards, with the history and the log of the evaluation. The policy stays."""
     return _answer(await resources_of(request).ensembles.reset(model))
 
 
@@ -104,6 +104,7 @@ def _parse_weights(text: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = part.rpartition(":")
+        name = name.strip()
         try:
             value = float(number)
         except ValueError:
@@ -115,7 +116,7 @@ def _parse_weights(text: str) -> dict[str, float]:
                 got=text[:200],
                 errors=[FieldError(path="weights", message=f"{part[:80]!r} is no agent with a number")],
             )
-        weights[name.strip()] = value
+        weights[name] = value
     return weights
 
 
@@ -169,6 +170,7 @@ def _evaluation(result: EnsembleEvaluation) -> EvaluationAnswer:
         status="ok" if evaluation is not None else "not_identifiable",
         reason=result.reason,
         entries=result.entries,
+        left_out=result.left_out,
         sampled=None if evaluation is None else evaluation.sampled,
         level=None if evaluation is None else evaluation.level,
         interval_method=None if evaluation is None else evaluation.interval_method,

@@ -1,5 +1,6 @@
-"""POST /feedback: what came of predictions. Decides nothing: `ensembles/feedback.py` does."""
+"""POST /feedback: what came of predictions. Decides nothing: `feedback/desk.py` does."""
 
+import re
 from http import HTTPStatus
 
 from fastapi import APIRouter
@@ -19,6 +20,7 @@ from control_plane.api.schemas.feedback import (
 from control_plane.errors import (
     FeedbackConflict,
     FeedbackExpired,
+    FieldError,
     InvalidInput,
     ServingError,
     UnknownRequest,
@@ -26,6 +28,8 @@ from control_plane.errors import (
 from control_plane.inference.feedback import FeedbackResult, FeedbackStatus
 
 router = APIRouter(tags=["feedback"])
+
+_REASON = re.compile(r"([^:]+): expected (.+), got (.+)", re.DOTALL)
 
 _ONE = FeedbackBody.model_json_schema()
 _BODY = {
@@ -59,8 +63,9 @@ _BODY = {
 async def give_feedback(request: Request) -> Response:
     """Takes the realised reward of a prediction, or a list of up to 1,000; each counts once, however often it comes.
 
-    A list is always answered with 202, and a status for each entry; a single one with 409 (other feedback was given
-    before), 404 (unknown request), 410 (too old) or 422 where it isn't taken.
+    A list that can be read is answered with 202, and a status for each entry; a single one with 409 (other feedback was
+    given before), 404 (unknown request), 410 (too old) or 422 where it isn't taken. Where an entry of a list can't be
+    read, the whole is refused (422), and nothing of it is counted.
     """
     feedback, is_list = decode_feedback(await read_json_body(request))
     results = await resources_of(request).feedback.take(feedback)
@@ -95,5 +100,18 @@ def _refusal(result: FeedbackResult) -> ServingError | None:
                 remedy="Raise feedback.retention_s where rewards come later.",
             )
         case FeedbackStatus.INVALID:
-            return InvalidInput(f"The feedback doesn't fit its request. {result.reason}.")
+            return _misfit(result.reason or "")
     return None
+
+
+def _misfit(reason: str) -> InvalidInput:
+    detail = "The feedback doesn't fit its request"
+    if (parts := _REASON.fullmatch(reason)) is None:
+        return InvalidInput(f"{detail}. {reason}.")
+    path, expected, got = parts.groups()
+    return InvalidInput(
+        f"{detail}: {path} is wrong.",
+        expected=expected,
+        got=got,
+        errors=[FieldError(path=path, message=f"expected {expected}, got {got}")],
+    )

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri, stdtrit
 
-Floats = npt.NDArray[np.float64]
+from control_plane.ensembles.credit import Floats
+
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
@@ -30,10 +31,6 @@ class Interval:
     def width(self) -> float:
         """`upper − lower`."""
         return self.upper - self.lower
-
-    def covers(self, value: float) -> bool:
-        """Whether a value lies in it, ends included."""
-        return self.lower <= value <= self.upper
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,15 +151,8 @@ class RewardDesk:
         )
 
     def _policy(self, record: DecisionRecord, state: EnsembleState) -> PolicySettings:
-        card = self._card(record)
-        if card is not None:
-            return settings_of(card, state)[0]
-        # The version is gone or holds something else by now: what was set for it still stands in its state.
-        return (
-            PolicySettings()
-            if state.policy is None
-            else msgspec.json.decode(state.policy, type=PolicySettings)
-        )
+        """What was set for it stands in its state, also where the version is gone, or isn't seen here yet."""
+        return settings_of(self._card(record), state)[0]
 
     def _card(self, record: DecisionRecord) -> ModelCard | None:
         model = self._registry.get(f"{record.model_type}-{record.version}")

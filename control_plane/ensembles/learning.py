@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 CARD_POLICY = "weights_policy"
 """Key of the card's configuration that holds the policy given at load."""
 _HOUR_S = 3600.0
-NOTHING_LEARNED = EnsembleState(policy=None, sums={}, generation=0, revision=0, rewards=0, updated_at=None)
+NOTHING_LEARNED = EnsembleState(
+    policy=None, sums={}, generation=0, revision=0, noted=0, rewards=0, updated_at=None
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +43,17 @@ def decay_of(settings: PolicySettings) -> Decay:
     return Decay(half_life_s=None if hours is None else hours * _HOUR_S)
 
 
-def settings_of(card: ModelCard, state: EnsembleState) -> tuple[PolicySettings, tuple[str, ...]]:
-    """The policy that was set last, else the card's, else the default; and what is amiss with it."""
-    agents = agent_names(card)
-    given = state.policy if state.policy is not None else card.config.get(CARD_POLICY)
+def settings_of(card: ModelCard | None, state: EnsembleState) -> tuple[PolicySettings, tuple[str, ...]]:
+    """The policy in the state, else the card's, else the default; and what is amiss with it.
+
+    Args:
+        card: None where the version is gone, or this replica hasn't seen it yet: `to_adopt` had its policy written
+            into the state.
+        state: What Redis has.
+    """
+    given = state.policy
+    if given is None and card is not None:
+        given = card.config.get(CARD_POLICY)
     if given is None:
         return PolicySettings(), ()
     try:
@@ -53,10 +62,30 @@ def settings_of(card: ModelCard, state: EnsembleState) -> tuple[PolicySettings, 
             if isinstance(given, str)
             else msgspec.convert(given, PolicySettings)
         )
-        check(settings, agents)
+        check(settings, tuple(settings.weights or ("any",)) if card is None else agent_names(card))
     except (msgspec.MsgspecError, ValueError) as error:
         return PolicySettings(), (f"The ensemble's policy isn't valid, so the default one holds: {error}.",)
     return settings, ()
+
+
+def to_adopt(card: ModelCard, state: EnsembleState) -> str | None:
+    """The card's policy as the state takes it, where the state has none yet and it is valid."""
+    if state.policy is not None or card.config.get(CARD_POLICY) is None:
+        return None
+    settings, faults = settings_of(card, state)
+    return None if faults else msgspec.json.encode(settings).decode()
+
+
+def without_spent(
+    state: EnsembleState, settings: PolicySettings, now_s: float
+) -> dict[int, tuple[float, ...]] | None:
+    """The sums without the periods that count for nothing by now; None where there are none such.
+
+    A clock that is ahead of Redis' doesn't make anything spent.
+    """
+    decay, at_s = decay_of(settings), min(now_s, state.updated_at or now_s)
+    kept = {period: numbers for period, numbers in state.sums.items() if not decay.is_spent(period, at_s)}
+    return kept if len(kept) < len(state.sums) else None
 
 
 def sums_by_period(sums: Mapping[int, tuple[float, ...]], agents: int) -> dict[int, Floats]:

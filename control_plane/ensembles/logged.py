@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from control_plane.ensembles.confidence import Booleans, Floats, Integers
+from control_plane.ensembles.confidence import Booleans, Integers
+from control_plane.ensembles.credit import Floats
 
 SUM_TOLERANCE = 1e-3
 """By which the sum of probabilities may miss 1: agents compute in float32."""

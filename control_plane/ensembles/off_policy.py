@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from control_plane.ensembles import confidence
-from control_plane.ensembles.confidence import Estimate, Floats, Interval
+from control_plane.ensembles.confidence import Estimate, Interval
+from control_plane.ensembles.credit import Floats
 from control_plane.ensembles.logged import SUM_TOLERANCE, Log, check
 from control_plane.ensembles.scores import Scores, score
 

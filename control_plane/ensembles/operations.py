@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from control_plane.ensembles.credit import STATISTICS, Floats
+from control_plane.ensembles.credit import Floats
+from control_plane.ensembles.exported import ExportedState, checked_sums
 from control_plane.ensembles.learning import (
     CARD_POLICY,
     Learned,
@@ -20,7 +21,7 @@ from control_plane.ensembles.learning import (
     sums_by_period,
 )
 from control_plane.ensembles.policies import PolicySettings, WeightsPolicy, check
-from control_plane.ensembles.records import LogEntry, ensemble_of, entry_from
+from control_plane.ensembles.records import ensemble_of
 from control_plane.ensembles.weights import HistoryPoint
 from control_plane.errors import EnsembleChanged, FieldError, InvalidInput, UnknownModel
 from control_plane.inference.decisions import agent_names
@@ -34,23 +35,7 @@ if TYPE_CHECKING:
     from control_plane.ensembles.off_policy import Evaluation
 
 _ATTEMPTS = 50
-_EXPORT_FORMAT = 1
 _KEPT_EVALUATION_S = 5.0
-
-
-class ExportedState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that an ensemble learned, to be put back or into another deployment.
-
-    `sums` are float64 [agents, 4] for each period of the decay: Σc, Σc², Σc·r, Σc·r² (docs/ensembles.md).
-    """
-
-    model: str
-    agents: list[str]
-    policy: PolicySettings
-    sums: dict[str, list[list[float]]]
-    rewards: int
-    exported_at: float
-    format: int = _EXPORT_FORMAT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +49,14 @@ class EnsembleView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnsembleEvaluation:
-    """What the log says of the policies, or why it says nothing; times are wall time in seconds."""
+    """What the log says of the policies, or why it says nothing; times are wall time in seconds.
+
+    Of `entries`, `left_out` had numbers that no decision has.
+    """
 
     card: ModelCard
     entries: int
+    left_out: int
     weights: Mapping[str, dict[str, float]]
     evaluation: "Evaluation | None"
     reason: str | None
@@ -137,13 +126,13 @@ class EnsembleOperations:
         raise _changed(card)
 
     async def reset(self, name: str) -> EnsembleView:
-        """Forgets all rewards; the policy, the history and the log stay.
+        """Forgets all rewards, with the log and the history; the policy stays, and so does which feedback was counted.
 
         Raises:
             As `change_policy`.
         """
         card = await self._card(name)
-        await self._store.change(ensemble_of(card), revision=None, sums={})
+        await self._store.change(ensemble_of(card), revision=None, sums={}, is_forgotten=True)
         return await self.look(name)
 
     async def export(self, name: str) -> ExportedState:
@@ -175,8 +164,8 @@ class EnsembleOperations:
         """
         card = await self._card(name)
         agents = agent_names(card)
-        periods = _checked_sums(exported, agents)
         _checked(exported.policy, agents)
+        periods = checked_sums(exported, agents, now_s=self._wall())
         await self._store.change(
             ensemble_of(card),
             revision=None,
@@ -210,10 +199,11 @@ class EnsembleOperations:
             texts = await self._store.log(ensemble_of(card))
             learned = await asyncio.to_thread(learn, card, state, now_s=self._wall())
             policies = _policies(agents, learned, given)
-            evaluation = await asyncio.to_thread(_evaluate, texts, len(agents), policies)
+            evaluation, left_out = await asyncio.to_thread(_evaluate, texts, len(agents), policies)
             answer = EnsembleEvaluation(
                 card=card,
                 entries=len(texts),
+                left_out=left_out,
                 weights={
                     policy: dict(zip(agents, one.tolist(), strict=True)) for policy, one in policies.items()
                 },
@@ -273,30 +263,13 @@ def check_policy_at_load(config: Mapping[str, Any] | None) -> None:
     _checked(settings, tuple(settings.weights or ("any",)))
 
 
-def _evaluate(texts: list[str], agents: int, policies: Mapping[str, Floats]) -> "Evaluation | str":
-    """The evaluation, or why there is none. Runs in a thread."""
-    from control_plane.ensembles.off_policy import Log, NotIdentifiable, evaluate  # noqa: PLC0415  brings scipy
+def _evaluate(
+    texts: list[str], agents: int, policies: Mapping[str, Floats]
+) -> "tuple[Evaluation | str, int]":
+    """The evaluation, or why there is none; and how many entries were left out. Runs in a thread."""
+    from control_plane.ensembles.evaluation import evaluate_log  # noqa: PLC0415  brings scipy
 
-    if not texts:
-        return "No rewarded decision is in the log yet. Sample actions (action_selection) and give feedback."
-    log = Log(**_columns([entry_from(text) for text in texts], agents))
-    try:
-        return evaluate(log, policies)
-    except NotIdentifiable as error:
-        return error.reason
-
-
-def _columns(entries: list[LogEntry], agents: int) -> dict[str, Any]:
-    probs = np.frombuffer(b"".join(entry.agent_probs for entry in entries), dtype="<f4").astype(np.float64)
-    weights = np.frombuffer(b"".join(entry.weights for entry in entries), dtype="<f4").astype(np.float64)
-    return {
-        "agent_probs": probs.reshape(len(entries), agents, -1),
-        "weights": weights.reshape(len(entries), agents),
-        "action": np.array([entry.action for entry in entries], dtype=np.int64),
-        "propensity": np.array([entry.propensity for entry in entries], dtype=np.float64),
-        "reward": np.array([entry.reward for entry in entries], dtype=np.float64),
-        "sampled": np.array([entry.is_sampled for entry in entries], dtype=np.bool_),
-    }
+    return evaluate_log(texts, agents, policies)
 
 
 def _checked(settings: PolicySettings, agents: tuple[str, ...], *, what: str = "policy") -> None:
@@ -305,7 +278,7 @@ def _checked(settings: PolicySettings, agents: tuple[str, ...], *, what: str = "
     except ValueError as error:
         field, _, message = str(error).partition(": ")
         raise InvalidInput(
-            f"The given {what} can't be those of the ensemble: {error}.",
+            f"The given {what} can't be the ensemble's: {error}.",
             remedy="docs/ensembles.md explains the fields.",
             errors=[FieldError(path=field, message=message)],
         ) from error
@@ -317,39 +290,6 @@ def _given_weights(weights: Mapping[str, float], agents: tuple[str, ...]) -> Flo
         weights = dict.fromkeys(agents, 0.0) | dict(weights)
     _checked(PolicySettings(policy=WeightsPolicy.FIXED, weights=dict(weights)), agents, what="weights")
     return np.array([weights[name] for name in agents])
-
-
-def _checked_sums(exported: ExportedState, agents: tuple[str, ...]) -> dict[int, Floats]:
-    def refuse(path: str, expected: str, got: str) -> InvalidInput:
-        return InvalidInput(
-            "The state doesn't fit the ensemble.",
-            expected=expected,
-            got=got,
-            remedy="Import what GET …/export of an ensemble with the same agents gave.",
-            errors=[FieldError(path=path, message=f"expected {expected}")],
-        )
-
-    if exported.format != _EXPORT_FORMAT:
-        raise refuse("format", f"format {_EXPORT_FORMAT}", str(exported.format))
-    if tuple(exported.agents) != agents:
-        raise refuse("agents", ", ".join(agents), ", ".join(exported.agents)[:500])
-    if exported.rewards < 0:
-        raise refuse("rewards", "at least 0", str(exported.rewards))
-    periods: dict[int, Floats] = {}
-    for text, rows in exported.sums.items():
-        path = f"sums.{text[:40]}"
-        if not text.lstrip("-").isascii() or not text.removeprefix("-").isdigit() or len(text) > 18:
-            raise refuse(path, "the number of a period as key", text[:40])
-        if [len(row) for row in rows] != [len(STATISTICS)] * len(agents):
-            raise refuse(path, f"{len(agents)} rows of {len(STATISTICS)} numbers", "another shape")
-        sums = np.array(rows, dtype=np.float64)
-        c, c2, cr, crr = sums.T
-        # Cauchy and Schwarz: sums of real rewards can't be otherwise, but for rounding.
-        possible = (c >= 0) & (c2 >= 0) & (crr >= 0) & (cr**2 <= c * crr * (1 + 1e-6))
-        if not (np.isfinite(sums).all() and possible.all()):
-            raise refuse(path, "sums of finite rewards", "numbers that no rewards give")
-        periods[int(text)] = sums
-    return periods
 
 
 def _changed(card: ModelCard) -> EnsembleChanged:

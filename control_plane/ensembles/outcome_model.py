@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from control_plane.ensembles.confidence import Floats, Integers
+from control_plane.ensembles.confidence import Integers
+from control_plane.ensembles.credit import Floats
 
 BURN_IN = 25
 """Entries at the start that only teach the first model."""

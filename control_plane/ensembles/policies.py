@@ -20,6 +20,9 @@ from control_plane.ensembles.posteriors import (
 )
 
 _SUM_TOLERANCE = 1e-6
+HALF_LIFE_HOURS = (1e-3, 1e6)
+TEMPERATURE = (1e-6, 1e6)
+"""From and to: beyond them sums and exponents leave the range of floating-point numbers."""
 
 
 class WeightsPolicy(StrEnum):
@@ -69,11 +72,14 @@ def check(settings: PolicySettings, agents: Sequence[str]) -> None:
     Raises:
         ValueError: they don't; its text says what was expected and got.
     """
-    hours = settings.half_life_hours
-    if hours is not None and not (hours > 0 and math.isfinite(hours)):
-        raise ValueError(f"half_life_hours: expected a positive number or null, got {hours:g}")
-    if not (settings.temperature > 0 and math.isfinite(settings.temperature)):
-        raise ValueError(f"temperature: expected a positive number, got {settings.temperature:g}")
+    hours, (shortest, longest) = settings.half_life_hours, HALF_LIFE_HOURS
+    if hours is not None and not shortest <= hours <= longest:
+        raise ValueError(f"half_life_hours: expected from {shortest:g} to {longest:g} or null, got {hours:g}")
+    lowest, highest = TEMPERATURE
+    if not lowest <= settings.temperature <= highest:
+        raise ValueError(
+            f"temperature: expected from {lowest:g} to {highest:g}, got {settings.temperature:g}"
+        )
     if not 0 <= settings.floor * len(agents) <= 1:
         raise ValueError(
             f"floor: expected from 0 to {1 / len(agents):g} (1 / {len(agents)} agents), got {settings.floor:g}"

@@ -10,6 +10,8 @@ from control_plane.ensembles.credit import credits as agents_credits
 from control_plane.inference.decisions import Decision
 from control_plane.models.card import ModelCard
 
+AGENTS_DIGEST = "agents_digest"
+"""Key of the card's configuration that tells agents from others, whatever their format and policy."""
 _DIGEST_LENGTH = 12
 
 
@@ -65,8 +67,14 @@ class DecidedRow:
 
 
 def ensemble_of(card: ModelCard) -> str:
-    """The ensemble's name in Redis: its version, and what the version holds."""
-    return f"{card.model_type}-{card.version}@{card.content_digest[:_DIGEST_LENGTH]}"
+    """The ensemble's name in Redis: its version, and which agents it has."""
+    return f"{card.model_type}-{card.version}@{_digest_of(card)}"
+
+
+def _digest_of(card: ModelCard) -> str:
+    """Of the agents, where the exporter gave one; else of the content, which another format changes, too."""
+    agents = card.config.get(AGENTS_DIGEST)
+    return (agents if isinstance(agents, str) and agents else card.content_digest)[:_DIGEST_LENGTH]
 
 
 def record_of(card: ModelCard, decision: Decision, *, time_s: float) -> DecisionRecord:
@@ -81,7 +89,7 @@ def record_of(card: ModelCard, decision: Decision, *, time_s: float) -> Decision
     return DecisionRecord(
         model_type=card.model_type,
         version=card.version,
-        digest=card.content_digest[:_DIGEST_LENGTH],
+        digest=_digest_of(card),
         time_s=time_s,
         shape=(probs.shape[0], probs.shape[1], probs.shape[2]),
         agent_probs=probs.tobytes(),
@@ -139,10 +147,30 @@ def to_text(value: DecisionRecord | LogEntry) -> str:
 
 
 def record_from(text: str) -> DecisionRecord:
-    """Reads a record."""
-    return _records.decode(text)
+    """Reads a record.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        record = _records.decode(text)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"no decision: {error}") from error
+    rows, agents, actions = record.shape
+    counts = (len(record.actions), len(record.propensity))
+    sizes = (len(record.agent_probs), len(record.weights))
+    if counts != (rows, rows) or sizes != (4 * rows * agents * actions, 4 * agents):
+        raise ValueError(f"no decision of {rows} rows, {agents} agents and {actions} actions")
+    return record
 
 
 def entry_from(text: str) -> LogEntry:
-    """Reads an entry of the log."""
-    return _entries.decode(text)
+    """Reads an entry of the log.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return _entries.decode(text)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"no rewarded decision: {error}") from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from control_plane.ensembles.confidence import Floats
+from control_plane.ensembles.credit import Floats
 from control_plane.ensembles.logged import Log
 from control_plane.ensembles.outcome_model import BURN_IN, OutcomeModel, past_only_models
 

@@ -4,6 +4,7 @@ All workers compute the same weights from the same state. With Redis away the la
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from control_plane.ensembles.learning import NOTHING_LEARNED, Learned, learn
+from control_plane.ensembles.learning import NOTHING_LEARNED, Learned, learn, to_adopt, without_spent
 from control_plane.ensembles.records import ensemble_of
 from control_plane.errors import RedisUnavailable
 from control_plane.inference.decisions import CurrentWeights
@@ -78,7 +79,7 @@ class LearnedWeights:
     def current(self, card: ModelCard) -> CurrentWeights:
         """See `WeightsSource`."""
         known = self._known.get(card.triton_model)
-        if known is None or known.card.content_digest != card.content_digest:
+        if known is None or (known.card is not card and ensemble_of(known.card) != ensemble_of(card)):
             known = self._keep(card, learn(card, NOTHING_LEARNED, now_s=self._wall()))
             self.wake()
         return known.current if self._store.is_up else known.away
@@ -111,46 +112,52 @@ class LearnedWeights:
         """
         async with self._refreshing:
             cards = [model.card for model in self._registry.versions(RL_ENSEMBLE)]
-            self._known = {
-                card.triton_model: self._known[card.triton_model]
-                for card in cards
-                if card.triton_model in self._known
-            }
+            for gone in self._known.keys() - {card.triton_model for card in cards}:
+                _show(self._known.pop(gone).learned, gone, None)
             if not cards:
                 return
             states = await self._store.states([ensemble_of(card) for card in cards])
             for card in cards:
-                await self._update(card, states[ensemble_of(card)])
+                ensemble = ensemble_of(card)
+                if (policy := to_adopt(card, states[ensemble])) is not None:
+                    # From now on the state stands for itself, also where the card is gone or not seen yet.
+                    await self._store.change(ensemble, revision=states[ensemble].revision, policy=policy)
+                    states |= await self._store.states([ensemble])
+                await self._update(card, states[ensemble])
 
     async def _update(self, card: ModelCard, state: EnsembleState) -> None:
         known = self._known.get(card.triton_model)
-        is_same = (
-            known is not None
-            and known.card is card
-            and known.learned.state.revision == state.revision
-            and known.learned.state.generation == state.generation
+        if known is None or not self._is_fresh(known, card, state):
+            # 4,096 draws take a millisecond or two, in which requests are to go on.
+            known = self._keep(card, await asyncio.to_thread(learn, card, state, now_s=self._wall()))
+        if state.rewards and state.noted != state.revision:
+            await self._note_history(known)
+        kept = without_spent(state, known.learned.settings, self._wall())
+        if kept is not None:
+            await self._store.change(
+                ensemble_of(card), revision=state.revision, sums=kept, rewards=state.rewards
+            )
+
+    def _is_fresh(self, known: _Known, card: ModelCard, state: EnsembleState) -> bool:
+        learned = known.learned
+        return (
+            known.card is card
+            and (learned.state.revision, learned.state.generation) == (state.revision, state.generation)
+            and (learned.settings.half_life_hours is None or self._wall() - known.computed_at < _REDECAY_S)
         )
-        if (
-            is_same
-            and known is not None
-            and (
-                known.learned.settings.half_life_hours is None
-                or self._wall() - known.computed_at < _REDECAY_S
-            )
-        ):
-            return
-        # 4,096 draws take a millisecond or two, in which requests are to go on.
-        learned = await asyncio.to_thread(learn, card, state, now_s=self._wall())
-        self._keep(card, learned)
-        if state.rewards and not is_same:
-            point = HistoryPoint(
-                time_s=self._wall(), weights=tuple(learned.weights.tolist()), rewards=state.rewards
-            )
-            await self._store.note_history(
-                ensemble_of(card),
-                msgspec.json.encode(point).decode(),
-                interval_s=self._settings.history_interval_s,
-            )
+
+    async def _note_history(self, known: _Known) -> None:
+        """Adds what is known to the history, unless it is too early for that: then it is tried at the next look."""
+        state = known.learned.state
+        point = HistoryPoint(
+            time_s=self._wall(), weights=tuple(known.learned.weights.tolist()), rewards=state.rewards
+        )
+        await self._store.note_history(
+            ensemble_of(known.card),
+            msgspec.json.encode(point).decode(),
+            revision=state.revision,
+            interval_s=self._settings.history_interval_s,
+        )
 
     def _keep(self, card: ModelCard, learned: Learned) -> _Known:
         weights = np.asarray(learned.weights / learned.weights.sum(), dtype=np.float32)
@@ -168,6 +175,15 @@ class LearnedWeights:
             ),
             computed_at=self._wall(),
         )
-        for agent, weight in zip(learned.agents, learned.weights.tolist(), strict=True):
-            metrics.ENSEMBLE_WEIGHT.labels(card.triton_model, agent).set(weight)
+        _show(learned, card.triton_model, learned.weights.tolist())
         return known
+
+
+def _show(learned: Learned, model: str, weights: list[float] | None) -> None:
+    """Sets the weights' gauges; None: not a number, which leaves them out of what is scraped.
+
+    Taken away they can't be: the files that workers share their metrics by know no removal.
+    """
+    shown = [math.nan] * len(learned.agents) if weights is None else weights
+    for agent, weight in zip(learned.agents, shown, strict=True):
+        metrics.ENSEMBLE_WEIGHT.labels(model, agent).set(weight)

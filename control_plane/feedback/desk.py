@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from control_plane.ensembles.feedback import RewardDesk
 from control_plane.ensembles.recorder import DecisionRecorder
 from control_plane.ensembles.records import DecisionRecord, record_from
@@ -18,8 +20,14 @@ from control_plane.telemetry import metrics
 
 BOOKKEEPING_S = 5.0
 """Feedback to a request younger than this waits for what its worker has yet to write."""
+_CLOCKS_S = 1.0
+"""By which workers' clocks may differ: requests from further ahead aren't waited for."""
 _UNDATED_WAIT_S = 1.0
-_LOOK_AGAIN_S = 0.1
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.8
+_MOST_WAITING = 64
+"""Calls that wait for a decision at once in a worker; more are answered as if they had waited."""
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +69,7 @@ class FeedbackDesk:
         self._outcomes = outcomes
         self._settings = settings
         self._wall = wall
+        self._waiting = 0
 
     async def take(self, feedback: Sequence[Feedback]) -> list[FeedbackResult]:
         """Counts feedback; the results are in its order.
@@ -104,7 +113,7 @@ class FeedbackDesk:
         decisions: dict[str, str] = {}
         participants: dict[str, Participant] = {}
         started = self._wall()
-        is_first = True
+        is_first, pause_s = True, _FIRST_PAUSE_S
         while True:
             missing = [one for one in wanted if one not in decisions and one not in participants]
             decisions |= await self._store.decisions(missing)
@@ -119,18 +128,25 @@ class FeedbackDesk:
             if is_first:
                 await self._recorder.flush()
                 await self._outcomes.flush()
+            elif self._waiting >= _MOST_WAITING:
+                break
             else:
-                await asyncio.sleep(_LOOK_AGAIN_S)
+                self._waiting += 1
+                try:
+                    await asyncio.sleep(pause_s)
+                finally:
+                    self._waiting -= 1
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             is_first = False
-        return _Found(
-            decisions={one: record_from(text) for one, text in decisions.items()}, participants=participants
-        )
+        return _Found(decisions=_read(decisions), participants=participants)
 
     def _may_come(self, request_id: str, started: float) -> bool:
+        if not self._settings.retention_s:
+            return False
         made = time_of(request_id)
         if made is None:
             return self._wall() - started < _UNDATED_WAIT_S
-        return abs(self._wall() - made) < BOOKKEEPING_S
+        return -_CLOCKS_S <= self._wall() - made < BOOKKEEPING_S
 
     def _missing(self, request_id: str) -> FeedbackResult:
         made = time_of(request_id)
@@ -146,6 +162,17 @@ class FeedbackDesk:
             reason="nothing is kept under this id: only decisions of rl_ensemble are, and requests of experiments "
             "that measure outcomes",
         )
+
+
+def _read(texts: Mapping[str, str]) -> dict[str, DecisionRecord]:
+    """Decisions by request id, without those that can't be read."""
+    records = {}
+    for request_id, text in texts.items():
+        try:
+            records[request_id] = record_from(text)
+        except ValueError as error:
+            log.warning("decision_unreadable", request_id=request_id, reason=str(error))
+    return records
 
 
 def _both(rewarded: FeedbackResult, counted: FeedbackResult) -> FeedbackResult:

@@ -56,12 +56,16 @@ class DecisionSink(Protocol):
 
 
 class UniformWeights:
-    """All agents weigh the same, and nobody takes note: where nothing learns."""
+    """All agents weigh the same: where nothing learns."""
 
     def current(self, card: ModelCard) -> CurrentWeights:
         """See `WeightsSource`."""
         count = len(agent_names(card))
         return CurrentWeights(weights=np.full(count, 1 / count, dtype=np.float32))
+
+
+class NoDecisions:
+    """Nobody takes note: where nothing learns."""
 
     def note(self, request_id: str, card: ModelCard, decision: Decision) -> tuple[str, ...]:  # noqa: ARG002
         """See `DecisionSink`."""

@@ -192,7 +192,7 @@ def _explain_unknown(text: str, body: bytes, fields: Mapping[str, str], path: st
     shown = [name[:_LONGEST_SHOWN] for name in names[:10]]
     close = get_close_matches(shown[0], list(fields), n=1)
     return InvalidInput(
-        f"Unknown field{'s' if len(shown) > 1 else ''}: {', '.join(shown)}.",
+        f"Unknown field{'s' if len(shown) > 1 else ''}: {', '.join(_joined(path, name) for name in shown)}.",
         expected=f"only the fields {', '.join(fields)}",
         got=", ".join(shown),
         remedy=f"Did you mean {close[0]!r}?" if close else f"Remove {'them' if len(shown) > 1 else 'it'}.",

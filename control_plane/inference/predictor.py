@@ -10,7 +10,7 @@ from collections.abc import Callable
 from control_plane.errors import UnknownVersion
 from control_plane.inference.accounts import UNKNOWN, Failures
 from control_plane.inference.answers import PredictAnswer, timestamp_now
-from control_plane.inference.decisions import DecisionSink, UniformWeights, WeightsSource
+from control_plane.inference.decisions import DecisionSink, NoDecisions, UniformWeights, WeightsSource
 from control_plane.inference.degrade import DEGRADE, OVERLOAD, Ask, Ladder, Outputs
 from control_plane.inference.dispatcher import Infer
 from control_plane.inference.identifiers import uuid7
@@ -59,7 +59,7 @@ class Predictor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._weights = weights or UniformWeights()
-        self._decisions = decisions or UniformWeights()
+        self._decisions = decisions or NoDecisions()
         self._router = router or NoExperiments()
         self._registry = registry
         self._runner = PlanRunner(cache, clock=clock)

@@ -35,6 +35,8 @@ log = structlog.get_logger()
 # go on without Redis must not pay a connection timeout each.
 _FAIL_FAST_S = 0.25
 _RECONNECT_S = (0.05, 1.0)
+_MOST_COMMANDS = 64
+"""At once; others wait. The library's pool refuses more than 100 connections, as if Redis were away."""
 _SENTINEL_URL = re.compile(r"^redis\+sentinel://", re.IGNORECASE)
 _SERVER_FAULTS = (
     "LOADING",
@@ -94,6 +96,7 @@ class RedisStore:
         self.client = client
         self.keys = Keys(prefix=settings.key_prefix)
         self.timeout_s = settings.timeout_s
+        self._turns = asyncio.Semaphore(_MOST_COMMANDS)
         self._up: bool | None = None
         self._failed_at = 0.0
         self._probing = False
@@ -123,7 +126,7 @@ class RedisStore:
         if self._up is False and time.monotonic() - self._failed_at < _FAIL_FAST_S:
             raise _unavailable()
         try:
-            async with asyncio.timeout(timeout_s or self.timeout_s):
+            async with asyncio.timeout(timeout_s or self.timeout_s), self._turns:
                 yield self.client
         except (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError) as error:
             self._note(up=False, reason=repr(error))

@@ -1,9 +1,25 @@
 """The registry as Prometheus text, and as JSON. With several workers, one scrape gives the sum over all."""
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+
+class _Numbers(Collector):
+    """What a registry collects, without the series that aren't a number: such stand for what is gone."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        """See `Collector`."""
+        for family in self._registry.collect():
+            family.samples = [sample for sample in family.samples if not math.isnan(sample.value)]
+            yield family
 
 
 class Exposition:
@@ -21,12 +37,12 @@ class Exposition:
 
     def text(self) -> bytes:
         """Prometheus' text format."""
-        return generate_latest(self._registry())
+        return generate_latest(_Numbers(self._registry()))
 
     def json(self) -> dict[str, Any]:
         """`{name: [{labels, value}]}`; of histograms the sum and the count, without the buckets."""
         metrics: dict[str, Any] = {}
-        for family in self._registry().collect():
+        for family in _Numbers(self._registry()).collect():
             for sample in family.samples:
                 if sample.name.endswith(("_bucket", "_created")):
                     continue

@@ -124,7 +124,7 @@ DECISIONS_RECORDED = Counter(
 )
 DECISIONS_DROPPED = Counter(
     "ensemble_decisions_dropped_total",
-    "Requests whose decisions were not kept, since Redis was away for too long.",
+    "Requests whose decisions were not kept: Redis was away for too long, or too full.",
 )
 FEEDBACK = Counter(
     "feedback_total",

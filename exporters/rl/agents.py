@@ -1,5 +1,6 @@
 """One agent: its zip read, its networks rebuilt, and what its zip and the manifest say held against each other."""
 
+import hashlib
 import io
 import math
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """An agent that can be merged. `temperature` is DQN's, `target_noise` TD3's."""
+    """An agent that can be merged. `temperature` is DQN's, `target_noise` TD3's; `sha256` is of its zip."""
 
     name: str
     algorithm: Algorithm
@@ -74,6 +75,7 @@ class Agent:
     statistics: ObservationStatistics | None
     temperature: float | None
     target_noise: float | None
+    sha256: str = ""
 
     @property
     def observation_size(self) -> int:
@@ -113,7 +115,8 @@ def read_agent(bundle: Bundle, entry: AgentEntry, *, q_temperature: float) -> Ag
         InvalidConfig: something that only the manifest could say is missing or out of range.
     """
     with errors_about(entry.name):
-        data, tensors = _open(bundle, entry.file or "")
+        content = bundle.read(entry.file or "")
+        data, tensors = _open(content, entry.file or "")
         kind = policy_kind(tensors)
         algorithm = _algorithm(kind, data, entry)
         _check_policy_class(data, entry)
@@ -136,11 +139,11 @@ def read_agent(bundle: Bundle, entry: AgentEntry, *, q_temperature: float) -> Ag
             statistics=statistics,
             temperature=_temperature(algorithm, entry, q_temperature),
             target_noise=_target_noise(algorithm, entry, data),
+            sha256=hashlib.sha256(content).hexdigest(),
         )
 
 
-def _open(bundle: Bundle, file: str) -> tuple[SavedData, Tensors]:
-    content = bundle.read(file)
+def _open(content: bytes, file: str) -> tuple[SavedData, Tensors]:
     if not content.startswith(b"PK"):
         raise UnsupportedCheckpoint(
             f"{shown(file)} isn't a zip.",

@@ -4,6 +4,7 @@ Says nothing of what the files mean. Nothing is extracted to disk, and all that 
 """
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,6 +129,8 @@ class _Folder:
             inside = True  # what it is, opening it says
         if not inside:
             raise _outside(name)
+        if not os.path.exists(path):  # noqa: PTH110 - unlike Path.exists, False for a name that is too long
+            raise _missing("folder", name)
         stream, size_bytes = open_regular(path, max_bytes=MAX_TOTAL_BYTES)
         with stream:
             self._budget.take(name, size_bytes, limit_bytes)
@@ -208,10 +211,7 @@ def read_bounded(archive: zipfile.ZipFile, name: str, budget: _Budget, limit_byt
     try:
         declared = archive.getinfo(name).file_size
     except KeyError:
-        raise CorruptCheckpoint(
-            f"The archive has no {shown(name)}.",
-            remedy=f"Correct the name in {MANIFEST}, or put the file into the archive.",
-        ) from None
+        raise _missing("archive", name) from None
     budget.take(name, declared, limit_bytes)
     return read_entry(archive, name, limit_bytes=limit_bytes, compressed=True)
 
@@ -238,6 +238,13 @@ def _check_name(name: str) -> None:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise _outside(name)
+
+
+def _missing(where: str, name: str) -> CorruptCheckpoint:
+    return CorruptCheckpoint(
+        f"The {where} has no {shown(name)}.",
+        remedy=f"Correct the name in {MANIFEST}, or put the file into the {where}.",
+    )
 
 
 def _outside(name: str) -> InvalidConfig:

@@ -1,7 +1,9 @@
 """All agents of an ensemble, checked against each other, and what the card says of them."""
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from exporters.errors import ConfigMismatch
@@ -52,11 +54,23 @@ class Ensemble:
             "q_temperature": self.q_temperature,
             "agents": [_described(agent) for agent in self.agents],
         }
+        config["agents_digest"] = self._digest(config)
         if self.feature_names is not None:
             config["feature_names"] = list(self.feature_names)
         if self.weights_policy is not None:
             config["weights_policy"] = dict(self.weights_policy)
         return config
+
+    def _digest(self, config: Mapping[str, Any]) -> str:
+        """Of all that decides the agents' probabilities: what was learned of them holds in any format."""
+        facts = {
+            "config": {key: value for key, value in config.items() if key != "class_names"},
+            "zips": [agent.sha256 for agent in self.agents],
+            "statistics": [
+                None if agent.statistics is None else asdict(agent.statistics) for agent in self.agents
+            ],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def read_ensemble(bundle: Bundle, config: Mapping[str, Any] | None) -> Ensemble:

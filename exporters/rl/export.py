@@ -30,7 +30,7 @@ def export_agents(
         ExportError: any of `exporters.errors`; nothing is published then.
     """
     path = Path(request.file_path)
-    _check_request(request, kind, path)
+    _check_request(request, kind, path, max_bytes)
     published = draft.published_card(request)
     with open_bundle(path, max_bytes=max_bytes) as bundle:
         ensemble = read_ensemble(bundle, request.config)
@@ -61,12 +61,15 @@ def _write(
     )
 
 
-def _check_request(request: ExportRequest, kind: FileKind, path: Path) -> None:
+def _check_request(request: ExportRequest, kind: FileKind, path: Path, max_bytes: int) -> None:
     if kind is not FileKind.STABLE_BASELINES3:
+        if kind is FileKind.TORCH_ZIP:  # or any damaged zip: opening it says how
+            with open_bundle(path, max_bytes=max_bytes):
+                pass
         raise UnsupportedCheckpoint(
             f"{path.name} holds no Stable-Baselines3 agents.",
             expected="a folder or zip of agents' zips, one agent's zip, or a ready-made ONNX or TorchScript model",
-            got=str(kind),
+            got="a folder without them" if path.is_dir() else str(kind),
             remedy="Save each agent with model.save(…) into one folder.",
         )
     if request.normalization is not None:

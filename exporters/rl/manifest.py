@@ -15,6 +15,7 @@ import msgspec
 
 from exporters.errors import InvalidConfig, UnsupportedCheckpoint, shown
 from exporters.rl.bundle import MANIFEST, MAX_TOTAL_BYTES, Bundle, open_bundle
+from exporters.rl.weights_policy import check_weights_policy
 
 MAX_AGENTS = 64
 MAX_MANIFEST_BYTES = 4 << 20
@@ -58,7 +59,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class RequestConfig(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The request's `config`: the manifest's keys, and how the ensemble's weights are to be found.
 
-    `weights_policy` is the control plane's: it goes into the card as it is.
+    `weights_policy` is the control plane's: it goes into the card as it is, once it is checked.
     """
 
     weights_policy: dict[str, Any] | None = None
@@ -88,6 +89,8 @@ def read_manifest(bundle: Bundle, config: Mapping[str, Any] | None) -> RequestCo
         weights_policy=changes.weights_policy,
     )
     _check_values(merged)
+    if merged.weights_policy is not None:
+        check_weights_policy(merged.weights_policy, [agent.name for agent in merged.agents])
     return merged
 
 

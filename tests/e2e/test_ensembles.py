@@ -100,7 +100,8 @@ def sampled(api: httpx.Client, rows: Any) -> list[dict[str, Any]]:
 
 
 def agent_probs(answer: dict[str, Any]) -> np.ndarray:
-    return np.array([agent["action_probs"][0] for agent in answer["predictions"]["agents"].values()])
+    probs = [agent["action_probs"][0] for agent in answer["predictions"]["agents"].values()]
+    return np.array(probs, np.float32).astype(np.float64)  # as they were before they became text
 
 
 def test_agents_mix_by_the_weights_over_rest_batch_and_open_inference(
@@ -195,11 +196,15 @@ def test_ten_thousand_rewards_from_four_processes_count_once_each(
         # The decision is timed when the answer is ready; its timestamp has milliseconds.
         at = _seconds(answer["timestamp"])
         weight = 1.0 if half_life_s is None else 2.0 ** ((at - now_s) / half_life_s)
-        weights = np.array(answer["uncertainty"]["ensemble_weights"])
+        weights = np.array(answer["uncertainty"]["ensemble_weights"], np.float32).astype(np.float64)
         shares = agents_credits(agent_probs(answer), weights, answer["predictions"]["action"][0])
         offline += contribution(shares, rewards[answer["request_id"]], weight)
-    # What answers show is rounded, weights and probabilities to float32 and times to milliseconds.
-    np.testing.assert_allclose(sums, offline, rtol=1e-3, atol=1e-3 * np.abs(offline).max())
+    # One reward more or less would show; with a half-life in the log only: answers show milliseconds.
+    rtol = 1e-9 if half_life_s is None else 1e-3
+    np.testing.assert_allclose(sums, offline, rtol=rtol, atol=rtol * np.abs(offline).max())
+    evaluation = api.get(f"/api/v1/ensembles/{MODEL}/evaluation").json()
+    assert (evaluation["entries"], evaluation["left_out"], evaluation["sampled"]) == (count, 0, count)
+    assert evaluation["logged"]["estimate"] == pytest.approx(np.mean(list(rewards.values())), rel=1e-9)
     agents = tuple(ensemble["weights"])
     expected, _ = learned_weights(PolicySettings(half_life_hours=half_life_hours), agents, sums)
     if half_life_s is None:
@@ -235,8 +240,9 @@ def test_log_evaluates_other_weights_and_refuses_where_nothing_was_drawn(
     value = evaluation["policies"]["uniform"]
     assert value["interval"][0] < value["estimate"] < value["interval"][1]
     assert value["effective_sample_size"] > 0
-    wrong = api.get(f"/api/v1/ensembles/{MODEL}/evaluation", params={"weights": "nobody:1"})
-    assert wrong.status_code == 422
+    for wrong in ("nobody:1", f"{names[0]}:0.5, {names[0]}:0.5"):
+        refused = api.get(f"/api/v1/ensembles/{MODEL}/evaluation", params={"weights": wrong})
+        assert refused.status_code == 422, wrong
 
 
 def test_feedback_and_policies_that_fit_nothing_are_refused_and_change_nothing(
@@ -245,8 +251,9 @@ def test_feedback_and_policies_that_fit_nothing_are_refused_and_change_nothing(
     known = predict(api, observations[:1].tolist(), action_selection="sample")["request_id"]
     one = api.post("/api/v1/feedback", json={"request_id": known, "reward": 1.0})
     assert (one.status_code, one.json()) == (202, {"request_id": known, "status": "accepted"})
-    before = api.get(f"/api/v1/ensembles/{MODEL}").json()
     url = f"/api/v1/ensembles/{MODEL}"
+    wait_until(lambda: bool(api.get(url).json()["history"]), timeout_s=10, what="the history knows of it")
+    before = api.get(url).json()
     refused: list[tuple[str, str, str, int]] = [
         ("POST", "/api/v1/feedback", '{"request_id": "KNOWN", "reward": 2.0}', 409),
         ("POST", "/api/v1/feedback", '{"request_id": "KNOWN", "reward": NaN}', 422),
@@ -267,7 +274,8 @@ def test_feedback_and_policies_that_fit_nothing_are_refused_and_change_nothing(
         ("POST", "/api/v1/feedback", json.dumps([{"request_id": "a", "reward": 1}] * 1001), 422),
         ("PUT", url, '{"policy": "greedy"}', 422),
         ("PUT", url, '{"policy": "fixed", "weights": {"ppo": 1}}', 422),
-        ("PUT", url, '{"half_life_hours": 0}', 422),
+        ("PUT", url, '{"half_life_hours": 1e-300}', 422),
+        ("PUT", url, '{"policy": "softmax", "temperature": 5e-324}', 422),
         ("PUT", url, '{"half_life_hours": NaN}', 422),
         ("PUT", "/api/v1/ensembles/rl_ensemble-v9", "{}", 404),
         ("POST", f"{url}/import", "{}", 422),
@@ -280,6 +288,10 @@ def test_feedback_and_policies_that_fit_nothing_are_refused_and_change_nothing(
         document = answer.json()
         assert document["status"] == status
         assert document["detail"]
+    row = api.post("/api/v1/feedback", json={"request_id": known, "reward": 1.0, "row": 3})
+    assert row.status_code == 422
+    assert (row.json()["expected"], row.json()["got"]) == ("from 0 to 0", "3")
+    assert row.json()["errors"][0]["path"] == "row"
     for weights in ([0.5, 0.5], [-1, 1, 1, 0, 0], [0.1] * 5, {"nobody": 1.0}):
         body = {"model_type": "rl_ensemble", "data": observations[:1].tolist(), "weights": weights}
         assert api.post("/api/v1/predict", json=body).status_code == 422

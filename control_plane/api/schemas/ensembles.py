@@ -6,8 +6,8 @@ from typing import Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from control_plane.ensembles.operations import ExportedState
-from control_plane.ensembles.policies import PolicySettings
+from control_plane.ensembles.exported import ExportedState
+from control_plane.ensembles.policies import HALF_LIFE_HOURS, TEMPERATURE, PolicySettings
 
 DEFAULT_TEMPERATURE = PolicySettings().temperature
 
@@ -27,12 +27,15 @@ class PolicyBody(_Body):
         default="normal", description="normal: any number. binary: 0 or 1, or a share between them"
     )
     half_life_hours: float | None = Field(
-        default=None, gt=0, le=1e6, description="After which a reward counts half; null: never"
+        default=None,
+        ge=HALF_LIFE_HOURS[0],
+        le=HALF_LIFE_HOURS[1],
+        description="After which a reward counts half; null: never",
     )
     temperature: float = Field(
         default=DEFAULT_TEMPERATURE,
-        gt=0,
-        le=1e6,
+        ge=TEMPERATURE[0],
+        le=TEMPERATURE[1],
         description="softmax: standard deviations of the reward that make e times the weight",
     )
     weights: dict[str, float] | None = Field(
@@ -125,6 +128,7 @@ class EvaluationAnswer(BaseModel):
     status: Literal["ok", "not_identifiable"]
     reason: str | None = Field(description="Why there is no number, where there is none")
     entries: int = Field(description="Rewarded decisions in the log")
+    left_out: int = Field(description="Of these, with numbers that no decision has: not probabilities")
     sampled: int | None = Field(description="Of these, drawn with a known propensity")
     level: float | None
     interval_method: str | None

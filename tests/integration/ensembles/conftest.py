@@ -1,6 +1,7 @@
 """The learning side of workers on a real Redis, without Triton: decisions are given as an answer would have them."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class LearningWorker:
     redis: RedisStore
     store: EnsembleStore
     registry: ModelRegistry
+    repository: Path
     recorder: DecisionRecorder
     weights: LearnedWeights
     desk: FeedbackDesk
@@ -59,6 +61,14 @@ class LearningWorker:
         request_id = request_id or uuid7()
         assert self.recorder.note(request_id, card, decision(**options)) == ()
         return request_id
+
+    async def see(self, card: ModelCard | None) -> None:
+        """Has the version registered with that card alone; None: with none."""
+        shutil.rmtree(self.repository / NAME, ignore_errors=True)
+        if card is not None:
+            register(self.repository, card)
+        await self.registry.refresh()
+        await self.weights.refresh()
 
     async def give(self, request_id: str, reward: float | None = None, **fields: Any) -> FeedbackResult:
         """One feedback."""
@@ -93,7 +103,11 @@ async def start_worker(
     async with AsyncExitStack() as stack:
 
         async def start(
-            *, redis_url: str | None = None, wall: Callable[[], float] | None = None, **feedback: Any
+            *,
+            redis_url: str | None = None,
+            wall: Callable[[], float] | None = None,
+            ensembles: EnsemblesSettings | None = None,
+            **feedback: Any,
         ) -> LearningWorker:
             redis = await stack.enter_async_context(
                 open_store(RedisSettings(url=redis_url or redis_server.url, key_prefix=redis_key_prefix))  # type: ignore[arg-type]
@@ -103,7 +117,7 @@ async def start_worker(
             await registry.refresh()
             store = EnsembleStore(redis, retention_s=settings.retention_s, log_size=20_000)
             clock = {} if wall is None else {"wall": wall}
-            weights = LearnedWeights(store, registry, EnsemblesSettings(), **clock)
+            weights = LearnedWeights(store, registry, ensembles or EnsemblesSettings(), **clock)
             recorder = DecisionRecorder(store, settings, **clock)
             experiments = ExperimentStore(redis, retention_s=settings.retention_s)
             active = ActiveExperiments(Counters())
@@ -129,6 +143,7 @@ async def start_worker(
                 redis,
                 store,
                 registry,
+                tmp_path,
                 recorder,
                 weights,
                 desk,

@@ -242,8 +242,12 @@ async def test_without_redis_decisions_wait_weights_stay_and_nothing_is_acknowle
 
 
 async def test_decisions_beyond_the_bound_are_dropped_and_said(start_worker: StartWorker) -> None:
-    worker = await start_worker(max_waiting=1, max_rows=2, flush_interval_s=60)
+    worker = await start_worker(max_waiting=2, max_rows=2, flush_interval_s=60)
     worker.decide()
     note = worker.recorder.note
+    assert "too many" in note("b", CARD, decision(rows=2))[0]  # rows count, not requests
+    worker.decide()
     assert "too many" in note("b", CARD, decision())[0]
+    await worker.recorder.flush()
+    worker.decide(rows=2)
     assert "rows" in note("c", CARD, decision(rows=3))[0]

@@ -158,9 +158,14 @@ EVEN = dict.fromkeys(AGENTS, 0.2)
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        (PolicySettings(half_life_hours=0.0), "half_life_hours: expected a positive number or null, got 0"),
+        (
+            PolicySettings(half_life_hours=9e-4),
+            "half_life_hours: expected from 0.001 to 1e.06 or null, got 0.0009",
+        ),
+        (PolicySettings(half_life_hours=2e6), "half_life_hours: expected .* got 2e.06"),
         (PolicySettings(half_life_hours=math.nan), "half_life_hours: expected .* got nan"),
-        (PolicySettings(temperature=0.0), "temperature: expected a positive number, got 0"),
+        (PolicySettings(temperature=5e-324), "temperature: expected from 1e-06 to 1e.06, got 4.94066e-324"),
+        (PolicySettings(temperature=math.inf), "temperature: expected .* got inf"),
         (PolicySettings(floor=0.21), r"floor: expected from 0 to 0.2 \(1 / 5 agents\), got 0.21"),
         (PolicySettings(floor=-0.1), "floor: expected from 0"),
         (PolicySettings(weights=EVEN), "weights: expected none with policy thompson"),

@@ -117,13 +117,13 @@ def test_request_configuration_wins_over_the_manifest(folder, repository):
     config = {
         "agents": [{"name": "beta", "algorithm": "A2C"}],
         "class_names": ["a", "b", "c"],
-        "weights_policy": {"policy": "softmax", "anything": [1]},
+        "weights_policy": {"policy": "softmax", "temperature": 0.1},
     }
     _, card = take(folder, repository, config=config)
 
     assert [agent["algorithm"] for agent in card.config["agents"]] == ["PPO", "A2C"]
     assert card.class_names == ("a", "b", "c")
-    assert card.config["weights_policy"] == {"policy": "softmax", "anything": [1]}
+    assert card.config["weights_policy"] == {"policy": "softmax", "temperature": 0.1}
 
 
 def test_more_actions_than_three_get_numbers_for_names(repository, tmp_path):
@@ -464,8 +464,27 @@ def test_request_that_does_not_fit_agents_is_refused(folder, repository, changes
 
 
 def test_folder_without_agents_is_refused(repository, tmp_path):
-    with pytest.raises(UnsupportedCheckpoint, match="no Stable-Baselines3 agents"):
+    with pytest.raises(UnsupportedCheckpoint, match="no Stable-Baselines3 agents") as raised:
         take(write_folder(tmp_path / "agents", {}), repository)
+
+    assert raised.value.got == "a folder without them"
+
+
+def test_damaged_archive_is_called_damaged(folder, repository, tmp_path):
+    archive = pack(folder, tmp_path / "agents.zip")
+    archive.write_bytes(archive.read_bytes()[:-40])
+
+    with pytest.raises(CorruptCheckpoint):
+        take(archive, repository)
+
+
+def test_file_that_only_the_manifest_has_is_named_with_the_manifest(repository, tmp_path):
+    manifest = {"agents": [{"name": "a", "file": "a.zip"}, {"name": "b", "file": "b.zip"}]}
+    folder = write_folder(tmp_path / "agents", {"a": agent_bytes()}, manifest)
+    for path in (folder, pack(folder, tmp_path / "agents.zip")):
+        with pytest.raises(CorruptCheckpoint, match=r"has no 'b\.zip'") as raised:
+            take(path, repository)
+        assert "manifest.json" in (raised.value.remedy or "")
 
 
 def test_pickle_of_statistics_is_refused_with_the_way_out(repository, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from control_plane.embedded.state import ServerState, write_state
 from control_plane.errors import TritonUnavailable
 from control_plane.settings import Settings
-from control_plane.tune.deployment import find_deployment
+from control_plane.tune.deployment import find_api, find_deployment
 
 PORTS = {"api": 18080, "redis": 16379, "triton_http": 18000, "triton_grpc": 18001, "triton_metrics": 18002}
 
@@ -38,6 +38,12 @@ def test_deployment_that_the_settings_name_wins(tmp_path: Path) -> None:
     asked = settings(tmp_path, triton={"grpc_url": "triton:8001"}, redis={"host": "redis"})
     found = find_deployment(asked, api_url="http://api/")
     assert (found.settings, found.api_url) == (asked, "http://api")
+
+
+def test_api_is_found_without_triton_and_redis(tmp_path: Path) -> None:
+    assert find_api(settings(tmp_path, api={"port": 8123})) == "http://127.0.0.1:8123"
+    run_server(tmp_path, pid=os.getpid(), without="redis")
+    assert find_api(settings(tmp_path, api={"host": "::"})) == "http://[::1]:18080"
 
 
 def test_deployment_takes_each_service_from_where_it_is(tmp_path: Path) -> None:
