@@ -98,7 +98,7 @@ bench-tools: # the load generators; without them slower ones in Python do
 	@command -v wrk >/dev/null || { $(call apt_install,wrk); } || true
 	@command -v h2load >/dev/null || { $(call apt_install,nghttp2-client); } || true
 
-simulate: setup ## do the weights of ensembles learn, do their intervals hold? Renews docs/ensembles_validation.md
+simulate: setup ## do ensembles' weights learn, do experiments' statistics hold? Renews docs/{ensembles,experiments}_validation.md
 	$(BIN)/python -m benchmarks.simulate --full
 
 bench-peers: setup bench-tools ## other servers of the same model against ours; installs them into .bench/ the first time

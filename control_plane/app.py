@@ -34,6 +34,7 @@ from control_plane.ensembles.recorder import DecisionRecorder
 from control_plane.ensembles.weights import LearnedWeights
 from control_plane.errors import RedisUnavailable
 from control_plane.experiments.active import ActiveExperiments
+from control_plane.experiments.certifying import Certifier
 from control_plane.experiments.counters import Counters
 from control_plane.experiments.operations import ExperimentOperations
 from control_plane.experiments.outcomes import OutcomeDesk
@@ -144,6 +145,7 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
             registry=registry,
             settings=settings.experiments,
         )
+        certifier = Certifier(experiment_store, seconds=settings.experiments.certificate_s)
         predictor = Predictor(
             registry=registry,
             cache=cache,
@@ -182,6 +184,7 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
         stack.push_async_callback(cache.aclose)
         stack.push_async_callback(recorder.aclose)
         stack.push_async_callback(experiment_service.aclose)
+        stack.push_async_callback(certifier.aclose)
         stack.push_async_callback(operations.aclose)
         stack.push_async_callback(predictor.close, timeout_s=settings.api.shutdown_timeout_s)
         yield Resources(
@@ -201,7 +204,10 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
             ),
             ensembles=EnsembleOperations(store=store, registry=registry),
             experiments=ExperimentOperations(
-                store=experiment_store, service=experiment_service, registry=registry
+                store=experiment_store,
+                service=experiment_service,
+                registry=registry,
+                certifier=certifier,
             ),
             draining=draining,
             intake=Intake(max_waiting=settings.batch_processing.max_queue_size),

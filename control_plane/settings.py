@@ -193,6 +193,8 @@ class ExperimentsSettings(Section):
     """How often a worker looks for experiments that changed, where Redis' messages were lost, in seconds."""
     flush_interval_s: Seconds = 0.2
     """How often a worker writes what it counted, in seconds; `kill -9` loses at most so much of its counts."""
+    certificate_s: float = Field(default=20.0, ge=0, le=600)
+    """Bound of a new experiment's simulations, in seconds of a niced process; 0: no certificates."""
 
 
 class EmbeddedSettings(Section):

@@ -1,4 +1,4 @@
-"""Runs the simulations and renews their part of docs/ensembles_validation.md.
+"""Runs the simulations and renews their part of docs/ensembles_validation.md and docs/experiments_validation.md.
 
     python -m benchmarks.simulate --full             # all, as `make simulate`
     python -m benchmarks.simulate --quick weights    # one, smaller; writes no page
@@ -8,7 +8,7 @@ Each simulation is a module of this package, named in `SIMULATIONS`, with one fu
     def run(*, quick: bool) -> bool
 
 that is seeded, prints its progress and tables, returns whether the stated figures hold, and where it isn't quick puts
-its tables between its own markers of the page with `page.write`.
+its tables between its own markers of a page with `page.write`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import importlib
 import sys
 import time
 
-SIMULATIONS = ("weights", "off_policy")
+SIMULATIONS = ("weights", "off_policy", "experiments")
 
 
 def main() -> int:

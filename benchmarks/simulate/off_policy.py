@@ -15,7 +15,7 @@ import numpy.typing as npt
 from benchmarks.simulate import page
 from benchmarks.simulate.bandit import AGENTS, choose
 from control_plane.ensembles import credit
-from control_plane.ensembles.confidence import Floats
+from control_plane.ensembles.credit import Floats
 from control_plane.ensembles.off_policy import Log, NotIdentifiable, PolicyValue, evaluate
 from control_plane.ensembles.policies import PolicySettings, learned_weights
 

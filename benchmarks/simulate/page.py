@@ -1,6 +1,7 @@
-"""The page of the simulations: what a script puts between its markers."""
+"""The pages of the simulations: what a script puts between its markers."""
 
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -8,24 +9,25 @@ from benchmarks.machine import processor
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs/ensembles_validation.md"
+EXPERIMENTS_PAGE = ROOT / "docs/experiments_validation.md"
 IMAGES = ROOT / "docs/images"
 
 
-def write(name: str, content: str) -> None:
+def write(name: str, content: str, *, path: Path = PAGE) -> None:
     """Replaces what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
 
     Raises:
         ValueError: the page has no such markers.
     """
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    head, found, rest = PAGE.read_text().partition(begin)
+    head, found, rest = path.read_text().partition(begin)
     _, closed, tail = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"{PAGE.name} has no section {name}")
-    PAGE.write_text(f"{head}{begin}{content.rstrip()}\n{end}{tail}")
+        raise ValueError(f"{path.name} has no section {name}")
+    path.write_text(f"{head}{begin}{content.rstrip()}\n{end}{tail}")
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

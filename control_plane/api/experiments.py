@@ -193,6 +193,7 @@ def _results(looked: Looked) -> ResultsAnswer:
             for place, (one, variant) in enumerate(zip(found.variants, definition.variants, strict=True))
         },
         significance=significance,
+        certificate=None if experiment.certificate is None else dict(experiment.certificate),
         timestamp=_now(),
     )
 

@@ -25,7 +25,7 @@ DISAGREEMENT = (
     Metric(name="regression_difference", kind=MetricKind.MEAN, direction=Direction.DOWN, treatment_only=True),
 )
 """What a shadow's answers are compared by."""
-DEFAULT_STEPS = tuple(Step(share=share, duration_s=600.0, requests=200) for share in (0.01, 0.05, 0.25, 0.5))
+DEFAULT_STEPS = tuple(Step(share=share, duration_s=600.0, requests=500) for share in (0.01, 0.05, 0.25, 0.5))
 DEFAULT_GUARDRAILS = (
     Guardrail(metric=ERROR, max_difference=0.01),
     Guardrail(metric=LATENCY, max_ratio=1.1),

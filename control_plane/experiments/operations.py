@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from control_plane.errors import ExperimentConflict, UnknownExperiment
+from control_plane.experiments.certifying import Certifier
 from control_plane.experiments.creation import Proposal, define
 from control_plane.experiments.definition import Mode, Status
 from control_plane.experiments.lifecycle import Move, promotion
@@ -35,6 +36,7 @@ class ExperimentOperations:
         store: Experiments.
         service: This worker's side of them.
         registry: The versions that variants name.
+        certifier: Simulates new experiments.
         wall: Wall time in seconds.
     """
 
@@ -44,11 +46,13 @@ class ExperimentOperations:
         store: ExperimentStore,
         service: ExperimentService,
         registry: ModelRegistry,
+        certifier: Certifier,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._service = service
         self._registry = registry
+        self._certifier = certifier
         self._wall = wall
 
     async def create(self, proposal: Proposal) -> Experiment:
@@ -76,6 +80,7 @@ class ExperimentOperations:
             )
         await self._service.refresh()
         await self._service.keep_pins()
+        self._certifier.begin(definition)
         return await self.get(definition.experiment_id)
 
     async def get(self, experiment_id: str) -> Experiment:

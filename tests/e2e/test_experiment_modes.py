@@ -14,7 +14,11 @@ from tests.support.repository import marker_of, write_identity_like_model
 from tests.support.server import Server, running_server, wait_until
 
 SLOW, BROKEN = "v2.0-slow", "v2.0-broken"
-SETTINGS = {"API_WORKERS": "2", "MODEL_SERVING__API__REQUEST_TIMEOUT_S": "10"}
+SETTINGS = {
+    "API_WORKERS": "2",
+    "MODEL_SERVING__EXPERIMENTS__CERTIFICATE_S": "0",
+    "MODEL_SERVING__API__REQUEST_TIMEOUT_S": "10",
+}
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.support.repository import write_identity_like_model
 from tests.support.server import Server, running_server, wait_until
 
 TYPE = "tried"
-SETTINGS = {"API_WORKERS": "2"}
+SETTINGS = {"API_WORKERS": "2", "MODEL_SERVING__EXPERIMENTS__CERTIFICATE_S": "1"}
 Row = tuple[str, str, float]
 
 
@@ -118,6 +118,10 @@ def test_counts_are_those_that_callers_saw(deployment: Server, api: httpx.Client
         assert figures["units"] >= len({key for key, group, _ in seen if group == f"{name}:{variant}"})
         for field, share in (("p95_latency_ms", 0.95), ("p99_latency_ms", 0.99)):
             assert figures[field] == pytest.approx(np.quantile(own, share), rel=0.02)
+    certificate = found["certificate"]
+    assert certificate["runs"] > 0
+    assert 0 <= certificate["false_alarm_rate"] <= certificate["false_alarm_upper"] <= 1
+    assert {one["metric"] for one in certificate["power"]} <= {"error", "latency"}
     checks = found["significance"]["ratio_checks"]
     assert not found["significance"]["mismatched"], checks
     assert api.get("/api/v1/experiments").json()["experiments"][name]["total_requests"] >= 20_000

@@ -23,7 +23,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (folder / "model_repository").mkdir()
     for version in ("v1.0", "v1.1"):
         write_identity_like_model(folder / "model_repository", TYPE, version)
-    with running_server(folder) as server:
+    with running_server(folder, {"MODEL_SERVING__EXPERIMENTS__CERTIFICATE_S": "0"}) as server:
         yield server
 
 

@@ -52,7 +52,7 @@ class StepBody(_Body):
 
     share: float = Field(gt=0, lt=1, description="Of the treatment")
     minutes: float = Field(default=10.0, ge=0, le=60 * _LONGEST_HOURS, description="At least so long")
-    requests: int = Field(default=200, ge=0, le=10**9, description="And so many of the treatment's")
+    requests: int = Field(default=500, ge=0, le=10**9, description="And so many of the treatment's")
 
 
 class ExperimentBody(_Body):
@@ -197,6 +197,9 @@ class ResultsAnswer(BaseModel):
     variants: dict[str, VariantAnswer]
     significance: dict[str, Any] = Field(
         description="verdict, sentences, comparisons, ratio_checks, guardrails: docs/experiments.md"
+    )
+    certificate: dict[str, Any] | None = Field(
+        description="What simulations of these settings say: false alarms, power, warnings; null until they are done"
     )
     timestamp: datetime
 
