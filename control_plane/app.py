@@ -145,7 +145,12 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
             registry=registry,
             settings=settings.experiments,
         )
-        certifier = Certifier(experiment_store, seconds=settings.experiments.certificate_s)
+        ensemble_operations = EnsembleOperations(store=store, registry=registry)
+        certifier = Certifier(
+            experiment_store,
+            rewards=ensemble_operations.logged_rewards,
+            seconds=settings.experiments.certificate_s,
+        )
         predictor = Predictor(
             registry=registry,
             cache=cache,
@@ -202,7 +207,7 @@ async def open_resources(settings: Settings, draining: Draining) -> AsyncIterato
                 outcomes=OutcomeDesk(experiment_store, active, experiment_service),
                 settings=settings.feedback,
             ),
-            ensembles=EnsembleOperations(store=store, registry=registry),
+            ensembles=ensemble_operations,
             experiments=ExperimentOperations(
                 store=experiment_store,
                 service=experiment_service,

@@ -76,6 +76,11 @@ def log_of(texts: list[str], agents: int) -> Log:
     return log if possible.all() else log.only(possible)
 
 
+def rewards_of(texts: list[str]) -> list[float]:
+    """The rewards of a log's entries; those that can't be read are left out."""
+    return [entry.reward for text in texts if (entry := _entry(text)) is not None]
+
+
 def _entry(text: str) -> LogEntry | None:
     try:
         return entry_from(text)

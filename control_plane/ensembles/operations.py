@@ -219,6 +219,16 @@ class EnsembleOperations:
             } | {key: answer}
             return answer
 
+    async def logged_rewards(self, name: str) -> list[float]:
+        """The rewards in the log of an ensemble, oldest first.
+
+        Raises:
+            As `look`.
+        """
+        card = await self._card(name)
+        texts = await self._store.log(ensemble_of(card))
+        return await asyncio.to_thread(_rewards, texts)
+
     async def _card(self, name: str) -> ModelCard:
         model = await find_fresh_model(self._registry, name)
         if model.model_type != RL_ENSEMBLE:
@@ -261,6 +271,12 @@ def check_policy_at_load(config: Mapping[str, Any] | None) -> None:
             errors=[FieldError(path=f"config.{CARD_POLICY}", message=str(error))],
         ) from error
     _checked(settings, tuple(settings.weights or ("any",)))
+
+
+def _rewards(texts: list[str]) -> list[float]:
+    from control_plane.ensembles.evaluation import rewards_of  # noqa: PLC0415  brings scipy
+
+    return rewards_of(texts)
 
 
 def _evaluate(

@@ -7,15 +7,18 @@ else wants. One is made at a time in each worker.
 import asyncio
 import sys
 import zlib
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import msgspec
 import structlog
 
-from control_plane.errors import RedisUnavailable
+from control_plane.errors import NotFound, RedisUnavailable
 from control_plane.experiments.assignment import canary_shares
 from control_plane.experiments.definition import Definition, Mode
+from control_plane.experiments.outcomes import REWARD
 from control_plane.experiments.state import experiment_of
+from control_plane.inference.requests import RL_ENSEMBLE
 from control_plane.store.experiments import ExperimentStore
 
 log = structlog.get_logger()
@@ -30,11 +33,19 @@ class Certifier:
 
     Args:
         store: Where they are kept.
+        rewards: The logged rewards of a version, by Triton's name: what its simulations draw from.
         seconds: Bound of the simulations' time; 0: none are made.
     """
 
-    def __init__(self, store: ExperimentStore, *, seconds: float) -> None:
+    def __init__(
+        self,
+        store: ExperimentStore,
+        *,
+        rewards: Callable[[str], Awaitable[list[float]]],
+        seconds: float,
+    ) -> None:
         self._store = store
+        self._rewards = rewards
         self._seconds = seconds
         self._one_at_a_time = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,7 +67,7 @@ class Certifier:
     async def _make(self, definition: Definition) -> None:
         try:
             async with self._one_at_a_time:
-                text = await self._simulate(definition)
+                text = await self._simulate(definition, await self._logged(definition))
             if text is not None:
                 await self._keep(definition.experiment_id, text)
         except (OSError, TimeoutError, RedisUnavailable) as error:
@@ -64,7 +75,18 @@ class Certifier:
                 "certificate_failed", experiment_id=definition.experiment_id, reason=repr(error)[:500]
             )
 
-    async def _simulate(self, definition: Definition) -> str | None:
+    async def _logged(self, definition: Definition) -> list[float]:
+        """The control's rewards, where the experiment is about them and there are some."""
+        if definition.model_type != RL_ENSEMBLE or all(one.name != REWARD for one in definition.metrics):
+            return []
+        try:
+            return await self._rewards(
+                f"{definition.model_type}-{definition.variants[definition.control].version}"
+            )
+        except NotFound:
+            return []
+
+    async def _simulate(self, definition: Definition, rewards: list[float]) -> str | None:
         process = await asyncio.create_subprocess_exec(
             "nice",
             "-n",
@@ -78,7 +100,9 @@ class Certifier:
         )
         try:
             async with asyncio.timeout(self._seconds + _GRACE_S):
-                out, errors = await process.communicate(request_of(definition, seconds=self._seconds))
+                out, errors = await process.communicate(
+                    request_of(definition, rewards, seconds=self._seconds)
+                )
         finally:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
@@ -102,8 +126,10 @@ class Certifier:
                 return
 
 
-def request_of(definition: Definition, *, seconds: float) -> bytes:
-    """What the simulating process reads: the experiment's own settings, and laws of its metrics' kinds."""
+def request_of(definition: Definition, rewards: list[float], *, seconds: float) -> bytes:
+    """What the simulating process reads: the experiment's own settings, its logged rewards, and laws of the kinds of
+    its other metrics.
+    """
     shares = [definition.initial_shares if definition.mode is not Mode.SHADOW else definition.shares]
     if definition.mode is Mode.CANARY:
         shares = [canary_shares(step.share, control=definition.control) for step in definition.steps]
@@ -113,5 +139,6 @@ def request_of(definition: Definition, *, seconds: float) -> bytes:
             "shares": shares,
             "seed": zlib.crc32(definition.experiment_id.encode()),
             "seconds": seconds,
+            "logged": {"values": {REWARD: rewards}} if rewards else None,
         }
     )

@@ -190,6 +190,9 @@ def plan(
     power: Annotated[float, typer.Option(help="Chance to find the effect.")] = 0.8,
     per_unit: Annotated[float, typer.Option(help="Requests of a unit (a routing key), on average.")] = 1.0,
     correlation: Annotated[float, typer.Option(help="Between requests of a unit, 0 to 1.")] = 0.0,
+    certify: Annotated[
+        float, typer.Option(help="Simulate the planned experiment, too, for so many seconds.", min=0, max=600)
+    ] = 0.0,
     as_json: Json = False,
 ) -> None:
     """Compute how many requests it takes, and how long, to find an effect. Needs no server."""
@@ -211,12 +214,15 @@ def plan(
     )
     try:
         found = planning.computed(options)
+        certificate = planning.certified(options, found, seconds=certify) if certify else None
     except ValueError as error:
         raise typer.BadParameter(f"{error}.") from None
     if as_json:
-        _print_json(planning.document_of(options, found))
+        _print_json(planning.document_of(options, found, certificate))
     else:
         planning.print_plan(options, found, Console())
+        if certificate is not None:
+            planning.print_certificate(certificate, Console())
 
 
 def _ask(api: str | None, config: Path | None, act: Callable[["ExperimentsServer"], None]) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from control_plane.experiments.certificate import Certificate, certify
+from control_plane.experiments.design import Design, Direction, Metric, MetricKind
 from control_plane.experiments.planning import Method, Plan, plan_mean, plan_rate
+from control_plane.experiments.populations import DEFAULTS, Declared, Law
 
 _METHODS = {
     "fixed": "looked at once, at the end",
@@ -76,9 +79,63 @@ def computed(options: PlanOptions) -> Plan:
     return plan_mean(sd=options.sd, effect=options.effect, **shared)
 
 
-def document_of(options: PlanOptions, plan: Plan) -> dict[str, Any]:
+def certified(options: PlanOptions, plan: Plan, *, seconds: float) -> Certificate:
+    """What simulations say of an experiment that is planned so: metrics' laws are declared.
+
+    Raises:
+        ValueError: the numbers make no experiment.
+    """
+    kind = MetricKind(options.kind)
+    metric = Metric(name=options.kind, kind=kind, direction=Direction.DOWN)
+    default = DEFAULTS[kind]
+    declared = Declared(
+        level=default.level if options.base is None else options.base,
+        sd=default.sd if options.sd is None else options.sd,
+    )
+    total = math.fsum(options.shares)
+    requests = plan.always_valid.requests
+    units = max(1, round(requests / options.requests_per_unit)) if options.requests_per_unit > 1 else None
+    return certify(
+        Design(
+            variants=tuple(f"variant {number}" for number in range(len(options.shares))),
+            metrics=(metric,),
+            alpha=options.alpha,
+            planned_requests=requests,
+        ),
+        [[share / total for share in options.shares]],
+        Law(
+            declared={metric.name: declared},
+            units=units,
+            unit_effect=math.sqrt(options.correlation / (1 - options.correlation))
+            if options.correlation < 1
+            else 10.0,
+        ),
+        seed=0,
+        seconds=seconds,
+        effect=options.effect,
+    )
+
+
+def document_of(options: PlanOptions, plan: Plan, certificate: Certificate | None = None) -> dict[str, Any]:
     """For `--json`."""
-    return {"settings": asdict(options), **asdict(plan)}
+    document = {"settings": asdict(options), **asdict(plan)}
+    return document if certificate is None else document | {"certificate": asdict(certificate)}
+
+
+def print_certificate(certificate: Certificate, console: Console) -> None:
+    """What the simulations say, in two lines and the warnings."""
+    if certificate.false_alarm_rate is not None and certificate.false_alarm_upper is not None:
+        console.print(
+            f"Simulated {certificate.runs:,} times without a difference: one was called in "
+            f"{certificate.false_alarm_rate:.1%} (at most {certificate.false_alarm_upper:.1%})."
+        )
+    for power in certificate.power:
+        console.print(
+            f"With the effect, {certificate.power_runs:,} times: found by the planned end in {power.planned:.0%}, by "
+            f"twice that in {power.twice:.0%}; by a test at the planned end in {power.fixed:.0%}."
+        )
+    for warning in certificate.warnings:
+        console.print(f"Note: {warning}", markup=False)
 
 
 def print_plan(options: PlanOptions, plan: Plan, console: Console) -> None:

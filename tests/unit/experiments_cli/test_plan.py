@@ -10,7 +10,15 @@ import pytest
 from rich.console import Console
 
 from control_plane.experiments.planning import plan_mean, plan_rate
-from control_plane.experiments_cli.plan import PlanOptions, computed, document_of, duration, print_plan
+from control_plane.experiments_cli.plan import (
+    PlanOptions,
+    certified,
+    computed,
+    document_of,
+    duration,
+    print_certificate,
+    print_plan,
+)
 
 RATE = PlanOptions(
     kind="rate",
@@ -78,3 +86,18 @@ def test_durations_in_words() -> None:
         "2.5 hours",
         "10.0 days",
     ]
+
+
+def test_planned_experiment_is_simulated_with_its_own_numbers() -> None:
+    found = computed(RATE)
+    certificate = certified(RATE, found, seconds=3)
+    assert certificate.runs > 0
+    assert certificate.false_alarm_rate is not None
+    assert certificate.false_alarm_rate < 0.1
+    (power,) = certificate.power
+    assert power.effect == pytest.approx(0.01)
+    assert power.twice > 0.7
+    out = io.StringIO()
+    print_certificate(certificate, Console(file=out, width=200))
+    assert "without a difference" in out.getvalue()
+    assert document_of(RATE, found, certificate)["certificate"]["runs"] == certificate.runs
