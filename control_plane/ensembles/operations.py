@@ -79,7 +79,7 @@ class EnsembleOperations:
         self._registry = registry
         self._wall = wall
         self._evaluating = asyncio.Lock()
-        self._evaluations: dict[tuple[str, tuple[float, ...] | None], EnsembleEvaluation] = {}
+        self._evaluations: dict[tuple[str, int, tuple[float, ...] | None], EnsembleEvaluation] = {}
 
     async def look(self, name: str) -> EnsembleView:
         """The ensemble as of now.
@@ -190,12 +190,13 @@ class EnsembleOperations:
         card = await self._card(name)
         agents = agent_names(card)
         given = None if weights is None else _given_weights(weights, agents)
-        key = (ensemble_of(card), None if given is None else tuple(given.tolist()))
         async with self._evaluating:
+            state = await self._state(card)
+            # Another generation: it was reset, or its policy changed.
+            key = (ensemble_of(card), state.generation, None if given is None else tuple(given.tolist()))
             known = self._evaluations.get(key)
             if known is not None and self._wall() - known.computed_at < _KEPT_EVALUATION_S:
                 return known
-            state = await self._state(card)
             texts = await self._store.log(ensemble_of(card))
             learned = await asyncio.to_thread(learn, card, state, now_s=self._wall())
             policies = _policies(agents, learned, given)

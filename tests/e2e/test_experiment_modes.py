@@ -104,7 +104,8 @@ def test_slow_canary_is_rolled_back_with_its_reason(deployment: Server, api: htt
             break
     assert found["reason"], found
     assert "P95" in found["reason"]
-    assert found["variants"]["treatment"]["requests"] <= 800
+    # Within 500 by simulation (docs/experiments_validation.md); here callers go on until all workers know.
+    assert found["variants"]["treatment"]["requests"] <= 2_000
     assert found["variants"]["treatment"]["share"] == 0.0
     assert found["status"] == "active"
 

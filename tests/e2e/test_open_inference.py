@@ -291,7 +291,7 @@ def test_refusals_say_why(client: triton_http.InferenceServerClient, kind: str) 
         (good, {"outputs": [triton_http.InferRequestedOutput("q")]}, "422", "no output of the model"),
         (good, {"outputs": [triton_http.InferRequestedOutput("y", class_count=2)]}, "422", "Classification"),
         (good, {"sequence_id": 7}, "422", "Sequences"),
-        (good, {"parameters": {"experiment_id": "spring"}}, "404", "no experiment 'spring'"),
+        (good, {"parameters": {"experiment_id": "spring"}}, "404", "no active experiment 'spring'"),
         (good, {"model_version": "v9"}, "404", "no version or alias 'v9'"),
     ):
         with pytest.raises(InferenceServerException, match=text) as raised:
