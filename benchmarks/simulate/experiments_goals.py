@@ -12,7 +12,7 @@ from control_plane.experiments.moments import Floats
 
 ASKED = LAWS[:5]
 """The laws of which figures are asked; the others are shown beside them."""
-VARIANTS = ((1.1, 200), (1.2, 200), (1.1, 500))
+VARIANTS = ((1.1, 500), (1.1, 200), (1.2, 200))
 """Limits of the latency, and least requests of a step, with which harmful canaries are watched; first the default."""
 Key = tuple[Law, bool]
 """Law and whether accounts are the units."""

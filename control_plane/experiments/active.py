@@ -11,7 +11,7 @@ import msgspec
 import structlog
 from prometheus_client import Counter
 
-from control_plane.errors import ServingError, problem_of
+from control_plane.errors import NotFound, ServingError, problem_of
 from control_plane.experiments.assignment import block_of, position, switchback_variant, variant_of
 from control_plane.experiments.counters import SHED, Counters
 from control_plane.experiments.creation import DISAGREEMENT
@@ -146,9 +146,10 @@ class ActiveExperiments:
             )
 
     def failed(self, assignment: Assignment, error: BaseException, *, covariate: float | None) -> None:
-        """See `Router`. What the caller did wrong says nothing of a variant."""
+        """See `Router`. What the caller did wrong says nothing of a variant; that its version is gone does."""
         one = self._known(assignment)
-        if one is None or (isinstance(error, ServingError) and problem_of(error).status < _SERVER_FAULT):
+        is_callers = isinstance(error, ServingError) and problem_of(error).status < _SERVER_FAULT
+        if one is None or (is_callers and not isinstance(error, NotFound)):
             return
         self.counters.failed(one.definition, assignment, covariate=covariate)
         self._count(one.definition, assignment, "failed")

@@ -96,7 +96,9 @@ class Counters:
     def observed(
         self, experiment_id: str, *, epoch: int, variant: int, bucket: int, metric: str, value: float
     ) -> None:
-        """Counts an observation that isn't a request's own: a shadow's disagreement."""
+        """Counts an observation that isn't a request's own: a shadow's disagreement. What overflows is none."""
+        if not math.isfinite(value * value):
+            return
         gathered = self._gathered.setdefault(experiment_id, _Gathered())
         gathered.observe(f"{epoch}|{variant}|{metric}|{bucket}", observation(value, None))
 

@@ -15,10 +15,14 @@ from control_plane.experiments.definition import (
     Variant,
 )
 from control_plane.experiments.design import Direction, Guardrail, Metric, MetricKind
+from control_plane.inference.routing import NO_EXPERIMENT
 from control_plane.models.registry import ModelRegistry
+from control_plane.models.serving import misfit
 
 FEWEST_VARIANTS, MOST_VARIANTS = 2, 10
 SHARES_TOLERANCE = 1e-3
+MOST_EPOCHS = 150
+"""Of a bandit: each has sums of its own, which all are read at a look."""
 DISAGREEMENT = (
     Metric(name="class_flips", kind=MetricKind.MEAN, direction=Direction.DOWN, treatment_only=True),
     Metric(name="total_variation", kind=MetricKind.MEAN, direction=Direction.DOWN, treatment_only=True),
@@ -64,6 +68,8 @@ def define(proposal: Proposal, registry: ModelRegistry, *, now_s: float) -> Defi
         InvalidInput: names don't match, shares don't sum to 1, versions don't exist, or the mode can't work so.
         UnknownModel, UnknownVersion: as `ModelRegistry.resolve`; told as 422 by the caller.
     """
+    if proposal.experiment_id == NO_EXPERIMENT:
+        raise _wrong("experiment_id", f"another name: {NO_EXPERIMENT} means no experiment", NO_EXPERIMENT)
     names = list(proposal.model_variants)
     if not FEWEST_VARIANTS <= len(names) <= MOST_VARIANTS:
         raise _wrong("model_variants", f"{FEWEST_VARIANTS} to {MOST_VARIANTS} variants", f"{len(names)}")
@@ -92,6 +98,7 @@ def define(proposal: Proposal, registry: ModelRegistry, *, now_s: float) -> Defi
                 version,
             )
         variants.append(Variant(name=name, version=model.version))
+    _check_inputs(variants, types, registry)
     metrics = _metrics(proposal)
     definition = Definition(
         experiment_id=proposal.experiment_id,
@@ -117,6 +124,23 @@ def define(proposal: Proposal, registry: ModelRegistry, *, now_s: float) -> Defi
     )
     _check_mode(definition)
     return definition
+
+
+def _check_inputs(variants: list[Variant], types: set[str], registry: ModelRegistry) -> None:
+    """All take what the first does: else some requests could be answered by one variant only."""
+    (model_type,) = types
+    found = [registry.find(model_type, variant.version) for variant in variants]
+    for variant, model in zip(variants, found, strict=True):
+        first = found[0]
+        if first is None or model is None:
+            continue
+        fault = misfit(first.card, model.card) or misfit(model.card, first.card)
+        if fault is not None:
+            raise _wrong(
+                f"model_variants.{variant.name}",
+                f"a version that takes the same inputs as {variants[0].version}",
+                f"{variant.version}, which {fault}",
+            )
 
 
 def _metrics(proposal: Proposal) -> tuple[Metric, ...]:
@@ -180,6 +204,9 @@ def _check_mode(definition: Definition) -> None:
     if definition.mode is Mode.BANDIT:
         if not definition.outcome_metrics():
             raise _wrong("metrics", "a metric of kind rate or mean, which a bandit follows", "none")
+        epochs = definition.duration_hours * 60 / definition.epoch_minutes
+        if epochs > MOST_EPOCHS:
+            raise _wrong("epoch_minutes", f"at most {MOST_EPOCHS} epochs in the experiment", f"{epochs:.0f}")
         if definition.floor_share * len(definition.variants) > 1:
             most = 1 / len(definition.variants)
             raise _wrong("floor_share", f"at most {most:g}", f"{definition.floor_share:g}")

@@ -95,6 +95,8 @@ def _canary(
     )
     if decision.action is Action.HOLD:
         return None
+    if results.mismatched and decision.action is not Action.ROLLBACK:
+        return None  # units were lost or counted twice: no guardrail can be trusted to have held
     if decision.action is Action.PROMOTE:
         return promotion(experiment, now_s=now_s, reason=decision.reason)
     changes = {

@@ -130,6 +130,7 @@ class ExperimentOperations:
                 ends=True,
             )
             if await self._service.apply(experiment, stopped):
+                await self._service.keep_point(experiment)
                 await self._service.keep_pins()
                 return await self.get(experiment_id)
         raise _changing(experiment_id)

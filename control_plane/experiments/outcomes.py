@@ -49,10 +49,25 @@ class OutcomeDesk:
 
     def fault(self, participant: Participant, feedback: Feedback) -> str | None:
         """Why the values don't fit the experiment's metrics; None where they do."""
+        known = [metric.name for metric in self._known.get(participant.experiment_id, ())]
+        for name in feedback.outcome or ():
+            if name not in known:
+                return f"outcome.{name}: expected a metric of {participant.experiment_id}: {', '.join(known)}"
         for metric, value in self._values(participant, feedback):
             if metric.kind is MetricKind.RATE and not 0.0 <= value <= 1.0:
                 return f"{metric.name}: expected from 0 to 1, as it is a rate, got {value:g}"
         return None
+
+    def measures(self, participant: Participant, feedback: Feedback) -> bool:
+        """Whether the experiment measures any of it."""
+        return bool(self._values(participant, feedback))
+
+    def may_be_late(self, model_type: str) -> bool:
+        """Whether an active experiment measures outcomes of the type, so that a participant may be yet to come."""
+        return any(
+            one.definition.model_type == model_type and one.definition.outcome_metrics()
+            for one in self._active.running()
+        )
 
     async def take(self, participant: Participant, feedback: Feedback) -> FeedbackResult:
         """Counts what the experiment measures of it.

@@ -160,7 +160,15 @@ class ExperimentService:
             await asyncio.sleep(_LOOK_S)
             try:
                 for experiment in list(self._experiments):
-                    await self._attend(experiment)
+                    try:
+                        await self._attend(experiment)
+                    except RedisUnavailable:
+                        raise
+                    except Exception:
+                        # The others' ends and rollbacks must not wait for it.
+                        log.exception(
+                            "experiment_not_attended", experiment_id=experiment.definition.experiment_id
+                        )
                 if time.monotonic() >= pins_at:
                     await self.keep_pins()
                     pins_at = time.monotonic() + _PINS_S
@@ -182,7 +190,9 @@ class ExperimentService:
     async def results(self, experiment: Experiment) -> tuple[StoredCounts, "ExperimentResults"]:
         """What the counts say now. The statistics run in a thread."""
         stored = await self._store.counts(experiment.definition.experiment_id)
-        return stored, await asyncio.to_thread(self._evaluate, experiment, stored)
+        results = await asyncio.to_thread(self._evaluate, experiment, stored)
+        await self._fix(experiment, results)
+        return stored, results
 
     async def keep_pins(self) -> None:
         """Pins the versions of active experiments, and lets go of those that ended.
@@ -195,13 +205,15 @@ class ExperimentService:
             for key in self.versions_of(experiment.definition):
                 wanted.setdefault(key, set()).add(PIN_OWNER + experiment.definition.experiment_id)
         snapshot = await self._cache.residency.snapshot()
+        active = {PIN_OWNER + stored.experiment_id for stored in await self._store.active()}
         for key in snapshot.pinned | wanted.keys():
             owners = {
                 owner for owner in await self._cache.residency.pin_owners(key) if owner.startswith(PIN_OWNER)
             }
             for owner in wanted.get(key, set()) - owners:
                 await self._cache.pin(key, owner)
-            for owner in owners - wanted.get(key, set()):
+            # What another worker has just begun isn't in this one's list yet.
+            for owner in owners - wanted.get(key, set()) - active:
                 await self._cache.unpin(key, owner)
 
     def versions_of(self, definition: Definition) -> list[str]:
@@ -216,24 +228,29 @@ class ExperimentService:
     async def _attend(self, experiment: Experiment) -> None:
         now_s = self._wall()
         if (move := end(experiment, now_s=now_s)) is not None:
-            await self._keep(experiment, final=True)
-            await self.apply(experiment, move)
+            if await self.apply(experiment, move):
+                await self.keep_point(experiment)
             return
         definition = experiment.definition
         if needs_a_look(experiment, now_s=now_s) and await self._store.take_turn(
             "look", definition.experiment_id, interval_s=_LOOK_S / 2
         ):
             stored = await self._store.counts(definition.experiment_id)
-            due = await asyncio.to_thread(self._look, experiment, stored, now_s)
+            results, due = await asyncio.to_thread(self._look, experiment, stored, now_s)
+            await self._fix(experiment, results)
             if due is not None:
                 await self.apply(experiment, due)
                 return
         interval_s = max(_LEAST_TIMELINE_S, definition.duration_hours * 3600 / _TIMELINE_POINTS)
         if await self._store.take_turn("timeline", definition.experiment_id, interval_s=interval_s):
-            await self._keep(experiment)
+            await self.keep_point(experiment)
 
-    async def _keep(self, experiment: Experiment, *, final: bool = False) -> None:
-        """Keeps a point of the timeline, and what a first look fixes."""
+    async def keep_point(self, experiment: Experiment) -> None:
+        """Keeps a point of the timeline.
+
+        Raises:
+            RedisUnavailable: see there.
+        """
         definition = experiment.definition
         _, results = await self.results(experiment)
         point = TimelinePoint(
@@ -252,6 +269,10 @@ class ExperimentService:
         )
         if point.requests:
             await self._store.note_timeline(definition.experiment_id, msgspec.json.encode(point).decode())
+
+    async def _fix(self, experiment: Experiment, results: ExperimentResults) -> None:
+        """Keeps what a first look fixes, and what no later one may take back."""
+        definition = experiment.definition
         changes = information_fields(
             {
                 pair: value
@@ -262,7 +283,7 @@ class ExperimentService:
         if results.mismatched and not experiment.mismatched:
             changes["mismatched"] = "1"
             log.warning("experiment_ratio_mismatch", experiment_id=definition.experiment_id)
-        if changes and not final:
+        if changes:
             await self._store.move(definition.experiment_id, revision=experiment.revision, changes=changes)
 
     @staticmethod
@@ -271,7 +292,10 @@ class ExperimentService:
         return evaluate(design, observations_of(experiment, stored, ended=experiment.ended_at is not None))
 
     @staticmethod
-    def _look(experiment: Experiment, stored: StoredCounts, now_s: float) -> Move | None:
+    def _look(
+        experiment: Experiment, stored: StoredCounts, now_s: float
+    ) -> tuple[ExperimentResults, Move | None]:
         design = experiment.definition.design(units_are_requests=are_units_requests(stored))
         seen = observations_of(experiment, stored, ended=False)
-        return look(experiment, stored, seen, evaluate(design, seen), now_s=now_s)
+        results = evaluate(design, seen)
+        return results, look(experiment, stored, seen, results, now_s=now_s)

@@ -22,6 +22,7 @@ BOOKKEEPING_S = 5.0
 """Feedback to a request younger than this waits for what its worker has yet to write."""
 _CLOCKS_S = 1.0
 """By which workers' clocks may differ: requests from further ahead aren't waited for."""
+_PARTICIPANT_S = 1.0
 _UNDATED_WAIT_S = 1.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.8
 _MOST_WAITING = 64
@@ -100,6 +101,14 @@ class FeedbackDesk:
             known = results.get(position)
             if participant is None or (known is not None and known.status is FeedbackStatus.INVALID):
                 continue
+            if not self._outcomes.measures(participant, one):
+                if known is None:
+                    results[position] = FeedbackResult(
+                        request_id=one.request_id,
+                        status=FeedbackStatus.INVALID,
+                        reason=f"{participant.experiment_id} measures nothing of it",
+                    )
+                continue
             counted = await self._outcomes.take(participant, one)
             results[position] = counted if known is None else _both(known, counted)
         ordered = [results[position] for position in range(len(feedback))]
@@ -138,7 +147,24 @@ class FeedbackDesk:
                     self._waiting -= 1
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             is_first = False
-        return _Found(decisions=_read(decisions), participants=participants)
+        records = _read(decisions)
+        await self._wait_for_participants(records, participants)
+        return _Found(decisions=records, participants=participants)
+
+    async def _wait_for_participants(
+        self, records: Mapping[str, DecisionRecord], participants: dict[str, Participant]
+    ) -> None:
+        """A decision's part in an experiment is written by another hand, so it may come a little after the decision."""
+        late = [
+            request_id
+            for request_id, record in records.items()
+            if request_id not in participants
+            and 0 <= self._wall() - record.time_s < _PARTICIPANT_S
+            and self._outcomes.may_be_late(record.model_type)
+        ]
+        if late:
+            await asyncio.sleep(_PARTICIPANT_S)
+            participants |= await self._outcomes.participants(late)
 
     def _may_come(self, request_id: str, started: float) -> bool:
         if not self._settings.retention_s:

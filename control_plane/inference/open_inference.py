@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from control_plane.errors import FieldError, InvalidInput, MalformedRequest
 from control_plane.inference.explanations import explain, is_at_non_finite, quote_non_finite
+from control_plane.inference.requests import Covariate
 from control_plane.inference.tensors import MAX_DIMENSIONS
 
 _DEFAULT_PRIORITY = 3
@@ -55,7 +56,7 @@ class _Options(msgspec.Struct, kw_only=True):
 
     model_version: Name | None = None
     routing_key: Name | None = None
-    covariate: float | None = None
+    covariate: Covariate | None = None
     experiment_id: Name | None = None
     priority: Annotated[int, Meta(ge=0)] | None = None
     timeout: Annotated[int, Meta(ge=0)] | None = None

@@ -129,8 +129,10 @@ class Predictor:
             )
             model, served, plan = outputs.ask.model, outputs.ask.served, outputs.ask.plan
             meaning = served.kind.interpret(request, plan, outputs.tensors)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as gone:
             self._failures.cancelled(model_type=model_type, version=version)
+            if assignment is not None:
+                self._router.failed(assignment, gone, covariate=request.covariate)
             raise
         except Exception as error:
             self._failures.failed(error, model_type=model_type, version=version, request_id=request_id)
@@ -205,8 +207,10 @@ class Predictor:
                 priority=request.priority,
                 on_overload=request.on_overload,
             )
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as gone:
             self._failures.cancelled(model_type=model_type, version=version)
+            if assignment is not None:
+                self._router.failed(assignment, gone, covariate=request.covariate)
             raise
         except Exception as error:
             self._failures.failed(error, model_type=model_type, version=version, request_id=request_id)

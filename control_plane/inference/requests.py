@@ -34,6 +34,8 @@ Level = Annotated[float, Meta(gt=0, lt=1)]
 Priority = Annotated[int, Meta(ge=1, le=5)]
 TimeoutMs = Annotated[float, Meta(gt=0, le=600_000)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Covariate = Annotated[float, Meta(ge=-1e100, le=1e100)]
+"""Sums of its products with others are to stay finite."""
 Weight = Annotated[float, Meta(ge=0)]
 
 Matrix = list[list[float]]
@@ -51,7 +53,7 @@ class PredictRequest(msgspec.Struct, Generic[Data], forbid_unknown_fields=True, 
     batch_size: BatchSize = 32
     request_id: RequestId | None = None
     routing_key: Name | None = None
-    covariate: float | None = None
+    covariate: Covariate | None = None
     experiment_id: Name | None = None
     interval: Level = 0.9
     interval_method: Literal["mc"] = "mc"
@@ -91,7 +93,7 @@ PREDICT_FIELDS = {
     "batch_size": "an integer from 1 to 1000",
     "request_id": "1 to 128 of the characters A-Z a-z 0-9 . _ : @ / + = -",
     "routing_key": "a string of 1 to 256 characters",
-    "covariate": "a finite number, or null",
+    "covariate": "a number of at most 1e100 in size, or null",
     "experiment_id": "an experiment's name, 'none', or null",
     "interval": "a level above 0 and below 1",
     "interval_method": "'mc'",

@@ -41,7 +41,7 @@ def checked_serving(serving: ServingOptions, model: ModelVersion, registry: Mode
         )
     if fallback is model:
         raise _wrong_fallback(serving.fallback, "is the version itself", "another version")
-    if (fault := _misfit(model.card, fallback.card)) is not None:
+    if (fault := misfit(model.card, fallback.card)) is not None:
         raise _wrong_fallback(serving.fallback, fault, "a version that takes the same inputs")
     chain = fallback_chain(fallback, registry)
     if model.version in chain:
@@ -59,7 +59,7 @@ def state_of(model: ModelVersion, registry: ModelRegistry) -> ServingState:
     warnings = []
     if serving.fallback is not None:
         fallback = registry.find(model.model_type, serving.fallback)
-        fault = "isn't registered any more" if fallback is None else _misfit(model.card, fallback.card)
+        fault = "isn't registered any more" if fallback is None else misfit(model.card, fallback.card)
         if fault is not None:
             warnings.append(f"The fallback {serving.fallback} {fault}: it can't answer for this version.")
     responses = serving.response_cache
@@ -96,7 +96,7 @@ def fallback_chain(first: ModelVersion, registry: ModelRegistry) -> list[str]:
     return chain
 
 
-def _misfit(card: ModelCard, fallback: ModelCard) -> str | None:
+def misfit(card: ModelCard, fallback: ModelCard) -> str | None:
     """Why what one version takes, the other doesn't; None where it does."""
     wanted = {tensor.name: tensor for tensor in card.inputs}
     offered = {tensor.name: tensor for tensor in fallback.inputs}

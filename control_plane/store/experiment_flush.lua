@@ -5,6 +5,12 @@
 local batch, kept_s, most_units, text = unpack(ARGV)
 if tonumber(redis.call('GET', KEYS[1]) or '0') >= tonumber(batch) then return 0 end
 local payload = cjson.decode(text)
+-- A script isn't undone where it fails: all is looked at before the first write.
+for _, added in pairs(payload.moments) do
+  for _, number in ipairs(added) do
+    if type(number) ~= 'number' then return redis.error_reply('moments that are no numbers') end
+  end
+end
 for field, count in pairs(payload.counts) do redis.call('HINCRBY', KEYS[2], field, count) end
 for field, added in pairs(payload.moments) do
   local sums = {}

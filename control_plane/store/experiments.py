@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
+import structlog
+from redis.exceptions import ResponseError
 
 from control_plane.store.ensembles import CreditOutcome
 from control_plane.store.redis import RedisStore
 from control_plane.store.scripts import read_script
+
+log = structlog.get_logger()
 
 EVENT = "experiment"
 """Kind of the event that says that an experiment began, changed or ended; its subject is the id."""
@@ -20,6 +24,8 @@ _OUTCOME = read_script("experiment_outcome")
 _BATCH_KEPT_S = 86_400
 _MOST_UNITS = 1_000_000
 _TIMELINE_TAIL = 500
+_COUNTS_TIMEOUT_S = 20.0
+"""A bandit of many share epochs has a hundred thousand sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,18 +125,26 @@ class ExperimentStore:
             if definition is not None
         ]
 
-    async def add(self, experiment_id: str, worker: str, batch: int, counted: CountBatch) -> None:
-        """Adds a worker's batch, once."""
+    async def add(self, experiment_id: str, worker: str, batch: int, counted: CountBatch) -> bool:
+        """Adds a worker's batch, once; false where Redis won't have it, ever."""
         keys = (
             self._key("batch", experiment_id, worker),
             *(self._key(name, experiment_id) for name in ("counts", "moments", "sketches", "units")),
         )
         text = msgspec.json.encode(counted).decode()
-        await self._store.run(_FLUSH, keys, (batch, _BATCH_KEPT_S, _MOST_UNITS, text))
+        try:
+            await self._store.run(_FLUSH, keys, (batch, _BATCH_KEPT_S, _MOST_UNITS, text))
+        except ResponseError as error:
+            log.error("experiment_batch_refused", experiment_id=experiment_id, reason=str(error)[:300])
+            return False
+        return True
 
     async def counts(self, experiment_id: str) -> StoredCounts:
         """All that was counted, at one moment."""
-        async with self._store.session() as redis, redis.pipeline(transaction=True) as pipe:
+        async with (
+            self._store.session(timeout_s=_COUNTS_TIMEOUT_S) as redis,
+            redis.pipeline(transaction=True) as pipe,
+        ):
             for name in ("counts", "moments", "sketches"):
                 pipe.hgetall(self._key(name, experiment_id))
             counts, moments, sketches = await pipe.execute()

@@ -214,6 +214,9 @@ def test_outcomes_from_feedback_decide(deployment: Server, api: httpx.Client) ->
     assert found["significance"]["verdict"] == "treatment_better", found["significance"]["sentences"]
     wrong = api.post("/api/v1/feedback", json=[{**give[0], "outcome": {"filled": 2.0}}])
     assert wrong.json()["results"][0]["status"] == "invalid"
+    misspelt = api.post("/api/v1/feedback", json=[{**give[0], "outcome": {"filed": 1.0}}])
+    assert misspelt.json()["results"][0]["status"] == "invalid"
+    assert "filled" in misspelt.json()["results"][0]["reason"]
     other = api.post("/api/v1/feedback", json=[{**give[0], "outcome": {"filled": 0.25}}])
     assert other.json()["results"][0]["status"] == "conflict"
 
@@ -260,6 +263,8 @@ def test_bad_experiments_are_refused_and_nothing_is_stored(api: httpx.Client) ->
         {"alpha": 0},
         {"experiment_id": "<script>alert(1)</script>"},
         {"experiment_id": ""},
+        {"experiment_id": "none"},
+        {"mode": "bandit", "metrics": [{"name": "m", "kind": "mean", "direction": "up"}], "epoch_minutes": 1},
         {"mode": "magic"},
         {"mode": "bandit"},
         {"mode": "canary", "steps": [{"share": 0.5}, {"share": 0.1}]},

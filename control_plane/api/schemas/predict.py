@@ -60,7 +60,9 @@ class PredictRequestBody(BaseModel):
         max_length=256,
         description="The unit that experiments assign; default the request id",
     )
-    covariate: float | None = Field(default=None, description="A number that experiments may adjust for")
+    covariate: float | None = Field(
+        default=None, ge=-1e100, le=1e100, description="A number that experiments may adjust for"
+    )
     experiment_id: str | None = Field(
         default=None,
         min_length=1,
@@ -72,7 +74,7 @@ class PredictRequestBody(BaseModel):
     return_attention: bool = Field(default=False, description="Give the temporal attention weights, too")
     weights: list[Weight] | dict[str, Weight] | None = Field(
         default=None,
-        description="rl_ensemble: the agents' weights (at least 0, not all 0), in their order or by their names",
+        description="rl_ensemble: the agents' weights (at least 0, with the sum 1), in their order or by their names",
     )
     action_selection: Literal["greedy", "sample"] = Field(
         default="greedy", description="rl_ensemble: the most probable action, or one drawn from the mixture"

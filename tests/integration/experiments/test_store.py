@@ -13,7 +13,7 @@ from control_plane.experiments.state import experiment_of, first_state, observat
 from control_plane.inference.routing import Assignment
 from control_plane.settings import RedisSettings
 from control_plane.store.ensembles import CreditOutcome
-from control_plane.store.experiments import ExperimentStore
+from control_plane.store.experiments import CountBatch, ExperimentStore
 from control_plane.store.redis import open_store
 from tests.unit.experiments.definitions import FILLED, definition, stored
 
@@ -78,6 +78,17 @@ async def test_batches_count_once_whatever_order_and_however_often(store: Experi
         assert found.counts[f"0|{variant}|units"] == 60
         assert seen.sketches[0][variant].count == len(own)
     assert await store.requests_of(["e"]) == {"e": 1200}
+
+
+async def test_batch_that_redis_will_not_have_writes_nothing(store: ExperimentStore) -> None:
+    await create(store)
+    bad = CountBatch(
+        counts={"0|0|requests": 5}, moments={"0|0|latency|1": [1.0, float("inf"), 1.0, 0.0, 0.0]}
+    )
+    assert not await store.add("e", "w", 1, bad)
+    assert (await store.counts("e")).counts == {}
+    assert await store.add("e", "w", 2, CountBatch(counts={"0|0|requests": 5}))
+    assert (await store.counts("e")).counts == {"0|0|requests": 5}
 
 
 async def test_outcome_counts_once(store: ExperimentStore) -> None:

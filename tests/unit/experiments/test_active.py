@@ -1,11 +1,12 @@
 """Who takes part, and what is counted of it, in one worker's memory."""
 
+import asyncio
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from control_plane.errors import InferenceFailed, InvalidInput, UnknownExperiment
+from control_plane.errors import InferenceFailed, InvalidInput, UnknownExperiment, UnknownVersion
 from control_plane.experiments.active import ActiveExperiments
 from control_plane.experiments.assignment import position, variant_of
 from control_plane.experiments.counters import Counters
@@ -144,3 +145,27 @@ def test_shadow_answers_with_the_control_and_counts_what_lies_between() -> None:
     assert taken[1].moments[f"0|1|total_variation|{bucket}"] == [1.0, 0.25, 0.0625, 0.0, 0.0]
     assert f"0|1|regression_difference|{bucket}" not in taken[1].moments
     assert taken[1].counts["0|1|shed"] == 1
+
+
+def test_missing_versions_and_callers_who_leave_count_against_the_variant() -> None:
+    experiments = active(definition())
+    place = assign(experiments)
+    assert place is not None
+    experiments.failed(place, UnknownVersion("gone"), covariate=None)
+    experiments.failed(place, asyncio.CancelledError(), covariate=None)
+    taken = experiments.counters.take("e")
+    assert taken is not None
+    assert taken[1].counts[f"0|{place.variant}|errors"] == 2
+
+
+def test_observations_that_overflow_are_none() -> None:
+    experiments = active(definition(mode=Mode.SHADOW))
+    place = assign(experiments)
+    assert place is not None
+    shadow = experiments.shadow_of(place)
+    assert shadow is not None
+    found = Disagreement(class_flips=None, total_variation=None, regression_difference=1e200)
+    experiments.compared(shadow, found, latency_ms=1.0, covariate=None)
+    taken = experiments.counters.take("e")
+    assert taken is not None
+    assert not [name for name in taken[1].moments if "regression_difference" in name]

@@ -25,9 +25,7 @@ def counts(requests: int, *, errors: int = 0, epoch: int = 0) -> StoredCounts:
             failed = float(errors // 256 + (bucket < errors % 256)) if variant else 0.0
             moments[f"{epoch}|{variant}|error|{bucket}"] = (n, failed, failed, 0.0, 0.0)
     return StoredCounts(
-        counts={
-            f"{epoch}|{variant}|{kind}": requests for variant in (0, 1) for kind in ("requests", "units")
-        },
+        counts={f"{epoch}|{variant}|requests": requests for variant in (0, 1)},
         moments=moments,
         sketches={},
     )
@@ -97,6 +95,13 @@ def test_bandit_divides_anew_once_an_epoch() -> None:
     after_epoch = after(bandit, moved(bandit, better, now_s=BEGIN_S + 601))
     assert after_epoch.epoch == 1
     np.testing.assert_allclose(after_epoch.shares[-1], (0.05, 0.95), atol=0.01)
+
+
+def test_canary_takes_no_step_while_the_split_is_broken() -> None:
+    broken = counts(1_000)
+    units = {f"0|{variant}|units": 1_000 for variant in (0, 1)}  # declared: nine to one
+    found = StoredCounts(counts={**broken.counts, **units}, moments=broken.moments, sketches={})
+    assert moved(experiment(CANARY), found, now_s=BEGIN_S + 61) is None
 
 
 def test_promotion_by_a_call_takes_all() -> None:
