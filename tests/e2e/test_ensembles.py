@@ -227,7 +227,6 @@ def test_log_evaluates_other_weights_and_refuses_where_nothing_was_drawn(
         {"request_id": answer["request_id"], "reward": float(answer["predictions"]["action"][0] == 2)}
         for answer in answers
     ]
-    time.sleep(0.5)
     assert api.post("/api/v1/feedback", json=give).status_code == 202
     names = list(api.get(f"/api/v1/ensembles/{MODEL}").json()["weights"])
     answer = api.get(f"/api/v1/ensembles/{MODEL}/evaluation", params={"weights": f"{names[0]}:1"})
@@ -306,7 +305,6 @@ def test_without_redis_predictions_go_on_and_feedback_is_refused_until_it_is_bac
 ) -> None:
     answers = sampled(api, observations[:200])
     give = [{"request_id": one["request_id"], "reward": one["predictions"]["action"][0]} for one in answers]
-    time.sleep(0.5)
     assert api.post("/api/v1/feedback", json=give).status_code == 202
     time.sleep(2.5)  # longer than its append-only file waits for the disk
     weights = api.get(f"/api/v1/ensembles/{MODEL}").json()["weights"]
