@@ -78,7 +78,8 @@ async def test_rewards_from_all_sides_count_once_and_as_computed_offline(
     start_worker: StartWorker, half_life_hours: float | None
 ) -> None:
     """Two workers, four callers, any order, retries: the sums are the log's own."""
-    clock = [time.time()]
+    period_s = 64 * 3600 * (half_life_hours or 1.0)
+    clock = [time.time() // period_s * period_s]  # from a period's beginning, so that two are met at any hour
     workers = [await start_worker(wall=lambda: clock[0]) for _ in range(2)]
     await workers[0].operations.change_policy(NAME, PolicySettings(half_life_hours=half_life_hours))
     shuffled = random.Random(5)
