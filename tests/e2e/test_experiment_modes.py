@@ -54,6 +54,9 @@ def between(version: str) -> dict[str, Any]:
 
 
 def test_shadow_is_asked_afterwards_and_compared(deployment: Server, api: httpx.Client) -> None:
+    # Loaded before: a worker rests after a shadow call, and four times as long as a load is longer than this test.
+    warm = {"model_type": TYPE, "model_version": "v1.1", "data": [[1.0] * 4]}
+    assert api.post("/api/v1/predict", json=warm).status_code == 200
     name = begin(api, mode="shadow", **between("v1.1"))
     everyone_knows(deployment, name)
     for number in range(300):
