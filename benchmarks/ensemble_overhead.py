@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.measure import spread as spread_of
+from benchmarks.measure import thread_us
 from benchmarks.results import Figure, write
 from control_plane.ensembles.recorder import DecisionRecorder
 from control_plane.ensembles.records import record_of, to_text
@@ -26,7 +27,6 @@ from control_plane.models.card import ModelCard
 from control_plane.settings import EnsemblesSettings, FeedbackSettings
 
 AGENTS, ACTIONS = 5, 3
-REPEATS, EACH = 9, 5_000
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
         "note": ("noting the decision", lambda: recorder.note("0198c0de-id", card, decision)),
         "encode": ("after the answer: encoding what was noted", lambda: to_text(record)),
     }
-    spread = {key: least_us(stage) for key, (_, stage) in stages.items()}
+    spread = {key: thread_us(stage) for key, (_, stage) in stages.items()}
     before = [
         sum(parts) for parts in zip(*(spread[key] for key in ("choose", "sample", "note")), strict=True)
     ]
@@ -74,17 +74,6 @@ def main() -> None:
         ),
     ]
     write("ensemble_overhead", what="CPU of learning for one request of five agents", figures=figures)
-
-
-def least_us(stage: Callable[[], Any]) -> list[float]:
-    """CPU microseconds of one call, in each of the repeats."""
-    found = []
-    for _ in range(REPEATS):
-        started = time.thread_time()
-        for _ in range(EACH):
-            stage()
-        found.append((time.thread_time() - started) / EACH * 1e6)
-    return found
 
 
 def ensemble_card() -> ModelCard:

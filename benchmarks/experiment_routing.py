@@ -6,21 +6,20 @@ The real code, without network or Redis; CPU time of the thread, the least of se
 """
 
 import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
 import structlog
 
 from benchmarks.arguments import no_options
-from benchmarks.measure import spread
+from benchmarks.measure import spread, thread_us
 from benchmarks.results import Figure, write
 from control_plane.experiments.active import ActiveExperiments, Running
 from control_plane.experiments.counters import Counters
 from control_plane.experiments.definition import AssignmentKind, Definition, Mode, Variant
 from control_plane.experiments.design import Direction, Metric, MetricKind
 
-EXPERIMENTS, REPEATS, EACH = 50, 9, 5_000
+EXPERIMENTS = 50
 NOW_S = 1_800_000_000.0
 
 
@@ -66,7 +65,7 @@ def main() -> None:
         Figure(
             key=key,
             text=text,
-            value=spread(_each_us(stage)),
+            value=spread(thread_us(stage)),
             sense="<=" if key == "route" else None,
             target=20.0 if key == "route" else None,
             unit="µs",
@@ -74,16 +73,6 @@ def main() -> None:
         for key, (text, stage) in stages.items()
     ]
     write("experiment_routing", what="CPU of one request with 50 experiments over 50 types", figures=figures)
-
-
-def _each_us(stage: Callable[[], Any]) -> list[float]:
-    found = []
-    for _ in range(REPEATS):
-        started = time.thread_time()
-        for _ in range(EACH):
-            stage()
-        found.append((time.thread_time() - started) / EACH * 1e6)
-    return found
 
 
 def _running(number: int) -> Running:

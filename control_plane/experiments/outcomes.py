@@ -15,6 +15,7 @@ from control_plane.store.experiments import ExperimentStore
 REWARD = "reward"
 """The metric that a feedback's `reward` is, where an experiment declares it."""
 _MOST_KNOWN = 1_000
+_participants = msgspec.json.Decoder(Participant)
 
 
 class OutcomeDesk:
@@ -37,7 +38,7 @@ class OutcomeDesk:
         if not request_ids:
             return {}
         found = await self._store.participants(request_ids)
-        participants = {one: self._service.participant_from(text) for one, text in found.items()}
+        participants = {one: _participants.decode(text) for one, text in found.items()}
         for participant in participants.values():
             await self._learn(participant.experiment_id)
         return participants

@@ -7,16 +7,17 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import structlog
 
 from control_plane.errors import RedisUnavailable
-from control_plane.experiments.active import ActiveExperiments, Participant
+from control_plane.experiments.active import ActiveExperiments
 from control_plane.experiments.counters import Counters
 from control_plane.experiments.definition import Definition
 from control_plane.experiments.lifecycle import Move, end, look, needs_a_look
-from control_plane.experiments.results import ExperimentResults, evaluate
+from control_plane.experiments.results import ExperimentResults, Observations, evaluate
 from control_plane.experiments.state import (
     Experiment,
     are_units_requests,
@@ -190,7 +191,7 @@ class ExperimentService:
     async def results(self, experiment: Experiment) -> tuple[StoredCounts, "ExperimentResults"]:
         """What the counts say now. The statistics run in a thread."""
         stored = await self._store.counts(experiment.definition.experiment_id)
-        results = await asyncio.to_thread(self._evaluate, experiment, stored)
+        _, results = await asyncio.to_thread(_evaluated, experiment, stored)
         await self._fix(experiment, results)
         return stored, results
 
@@ -221,10 +222,6 @@ class ExperimentService:
         found = [self._registry.find(definition.model_type, one.version) for one in definition.variants]
         return [model.key for model in found if model is not None]
 
-    def participant_from(self, text: str) -> Participant:
-        """Reads a participant's record."""
-        return msgspec.json.decode(text, type=Participant)
-
     async def _attend(self, experiment: Experiment) -> None:
         now_s = self._wall()
         if (move := end(experiment, now_s=now_s)) is not None:
@@ -236,11 +233,13 @@ class ExperimentService:
             "look", definition.experiment_id, interval_s=_LOOK_S / 2
         ):
             stored = await self._store.counts(definition.experiment_id)
-            results, due = await asyncio.to_thread(self._look, experiment, stored, now_s)
-            await self._fix(experiment, results)
+            results, due = await asyncio.to_thread(_looked, experiment, stored, now_s)
             if due is not None:
-                await self.apply(experiment, due)
+                # In one move: the first of two would make the second stale.
+                changes = _fixed_by(experiment, results) | due.changes
+                await self.apply(experiment, replace(due, changes=changes))
                 return
+            await self._fix(experiment, results)
         interval_s = max(_LEAST_TIMELINE_S, definition.duration_hours * 3600 / _TIMELINE_POINTS)
         if await self._store.take_turn("timeline", definition.experiment_id, interval_s=interval_s):
             await self.keep_point(experiment)
@@ -272,30 +271,35 @@ class ExperimentService:
 
     async def _fix(self, experiment: Experiment, results: ExperimentResults) -> None:
         """Keeps what a first look fixes, and what no later one may take back."""
-        definition = experiment.definition
-        changes = information_fields(
-            {
-                pair: value
-                for pair, value in results.planned_information.items()
-                if pair not in experiment.planned_information
-            }
-        )
-        if results.mismatched and not experiment.mismatched:
-            changes["mismatched"] = "1"
-            log.warning("experiment_ratio_mismatch", experiment_id=definition.experiment_id)
-        if changes:
-            await self._store.move(definition.experiment_id, revision=experiment.revision, changes=changes)
+        if changes := _fixed_by(experiment, results):
+            await self._store.move(
+                experiment.definition.experiment_id, revision=experiment.revision, changes=changes
+            )
 
-    @staticmethod
-    def _evaluate(experiment: Experiment, stored: StoredCounts) -> "ExperimentResults":
-        design = experiment.definition.design(units_are_requests=are_units_requests(stored))
-        return evaluate(design, observations_of(experiment, stored, ended=experiment.ended_at is not None))
 
-    @staticmethod
-    def _look(
-        experiment: Experiment, stored: StoredCounts, now_s: float
-    ) -> tuple[ExperimentResults, Move | None]:
-        design = experiment.definition.design(units_are_requests=are_units_requests(stored))
-        seen = observations_of(experiment, stored, ended=False)
-        results = evaluate(design, seen)
-        return results, look(experiment, stored, seen, results, now_s=now_s)
+def _fixed_by(experiment: Experiment, results: ExperimentResults) -> dict[str, str]:
+    """The changes by which a look's lasting findings are kept; none where they are."""
+    changes = information_fields(
+        {
+            pair: value
+            for pair, value in results.planned_information.items()
+            if pair not in experiment.planned_information
+        }
+    )
+    if results.mismatched and not experiment.mismatched:
+        changes["mismatched"] = "1"
+        log.warning("experiment_ratio_mismatch", experiment_id=experiment.definition.experiment_id)
+    return changes
+
+
+def _evaluated(experiment: Experiment, stored: StoredCounts) -> tuple[Observations, ExperimentResults]:
+    design = experiment.definition.design(units_are_requests=are_units_requests(stored))
+    seen = observations_of(experiment, stored, ended=experiment.ended_at is not None)
+    return seen, evaluate(design, seen)
+
+
+def _looked(
+    experiment: Experiment, stored: StoredCounts, now_s: float
+) -> tuple[ExperimentResults, Move | None]:
+    seen, results = _evaluated(experiment, stored)
+    return results, look(experiment, stored, seen, results, now_s=now_s)

@@ -7,13 +7,7 @@ local known = redis.call('GET', KEYS[1])
 if known then return known == ARGV[1] and 'duplicate' or 'conflict' end
 if #ARGV > 6 then
   if (redis.call('HGET', KEYS[2], 'generation') or '0') ~= ARGV[3] then return 'stale' end
-  local sums = {}
-  for number in string.gmatch(redis.call('HGET', KEYS[3], ARGV[4]) or '', '%S+') do sums[#sums + 1] = tonumber(number) end
-  for index = 7, #ARGV do
-    -- 17 digits give a double back; HINCRBYFLOAT would keep 17 after the point, too few for small rewards.
-    sums[index - 6] = string.format('%.17g', (sums[index - 6] or 0) + tonumber(ARGV[index]))
-  end
-  redis.call('HSET', KEYS[3], ARGV[4], table.concat(sums, ' '))
+  add_sums(KEYS[3], ARGV[4], {unpack(ARGV, 7)})
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[5], '*', 'e', ARGV[6])
   redis.call('HINCRBY', KEYS[2], 'revision', 1)
   redis.call('HINCRBY', KEYS[2], 'rewards', 1)

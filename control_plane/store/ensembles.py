@@ -17,7 +17,7 @@ from control_plane.store.scripts import read_script
 EVENT = "ensemble"
 """Kind of the event that says that an ensemble learned; its subject is the ensemble's name."""
 
-_CREDIT = read_script("credit")
+_CREDIT = read_script("credit", prelude="sums")
 _CHANGE = read_script("ensemble_change")
 _LATER_DECISION = read_script("later_decision")
 _HISTORY_TAIL = 1_440

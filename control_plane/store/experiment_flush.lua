@@ -12,15 +12,7 @@ for _, added in pairs(payload.moments) do
   end
 end
 for field, count in pairs(payload.counts) do redis.call('HINCRBY', KEYS[2], field, count) end
-for field, added in pairs(payload.moments) do
-  local sums = {}
-  for number in string.gmatch(redis.call('HGET', KEYS[3], field) or '', '%S+') do sums[#sums + 1] = tonumber(number) end
-  for index, number in ipairs(added) do
-    -- 17 digits give a double back.
-    sums[index] = string.format('%.17g', (sums[index] or 0) + number)
-  end
-  redis.call('HSET', KEYS[3], field, table.concat(sums, ' '))
-end
+for field, added in pairs(payload.moments) do add_sums(KEYS[3], field, added) end
 for field, count in pairs(payload.sketches) do redis.call('HINCRBY', KEYS[4], field, count) end
 for field, hashes in pairs(payload.units) do
   for _, hash in ipairs(hashes) do

@@ -6,12 +6,7 @@ local known = redis.call('GET', KEYS[1])
 if known then return known == ARGV[1] and 'duplicate' or 'conflict' end
 local width = tonumber(ARGV[3])
 for at = 4, #ARGV, width + 1 do
-  local sums = {}
-  for number in string.gmatch(redis.call('HGET', KEYS[2], ARGV[at]) or '', '%S+') do sums[#sums + 1] = tonumber(number) end
-  for index = 1, width do
-    sums[index] = string.format('%.17g', (sums[index] or 0) + tonumber(ARGV[at + index]))
-  end
-  redis.call('HSET', KEYS[2], ARGV[at], table.concat(sums, ' '))
+  add_sums(KEYS[2], ARGV[at], {unpack(ARGV, at + 1, at + width)})
 end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 return 'accepted'

@@ -19,8 +19,8 @@ EVENT = "experiment"
 
 _CREATE = read_script("experiment_create")
 _MOVE = read_script("experiment_move")
-_FLUSH = read_script("experiment_flush")
-_OUTCOME = read_script("experiment_outcome")
+_FLUSH = read_script("experiment_flush", prelude="sums")
+_OUTCOME = read_script("experiment_outcome", prelude="sums")
 _BATCH_KEPT_S = 86_400
 _MOST_UNITS = 1_000_000
 _TIMELINE_TAIL = 500
